@@ -157,7 +157,7 @@ def cell_slots(
     if padding == "paper":
         singles = 2 * cells - n
         return torch.where(token < singles, 2 * token, token + singles)
-    starts = torch.arange(cells, device=device) * n // cells
+    starts = (2 * n * torch.arange(cells, device=device) + cells) // (2 * cells)  # i·n/cells, rounded to the nearest
     cell = torch.searchsorted(starts, token, right=True) - 1
     return token + 2 * cell - starts[cell]
 

@@ -172,9 +172,9 @@ class Encoder(nn.Module):
 
 # %% ../nbs/08_vit.ipynb #3cdcdb3b
 def _initialise(module: nn.Module) -> None:
-    "Truncated normal weights of deviation 0.02 and zero biases for linear layers, as in DeiT."
+    "Xavier-uniform weights, scaled to the width of the layer, and zero biases, as in ViT's own code."
     if isinstance(module, nn.Linear):
-        nn.init.trunc_normal_(module.weight, std=0.02)
+        nn.init.xavier_uniform_(module.weight)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
 

@@ -1,0 +1,80 @@
+"""The house rules that a notebook cannot check about itself. Every failure says how to mend it."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+BIN = Path(sys.executable).parent
+
+
+def run(*command, cwd=ROOT):
+    done = subprocess.run([str(BIN / command[0]), *command[1:]], cwd=cwd, capture_output=True, text=True)
+    assert done.returncode == 0, f"{' '.join(command)} failed:\n{done.stdout}{done.stderr}"
+    return done.stdout
+
+
+def snapshot(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.suffix != ".pyc"}
+
+
+def changed(before, after):
+    return sorted(str(name) for name in before.keys() | after.keys() if before.get(name) != after.get(name))
+
+
+@pytest.fixture
+def copy(tmp_path):
+    "A copy of what the tools below rewrite, so that a check never changes the checkout."
+    project = tmp_path / "project"
+    for name in ("nbs", "sivit"):
+        shutil.copytree(ROOT / name, project / name, ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints"))
+    for name in ("settings.ini", "setup.py", "README.md"):
+        shutil.copy(ROOT / name, project / name)
+    return project
+
+
+def test_the_package_is_what_the_notebooks_export(copy):
+    before = snapshot(copy / "sivit")
+    run("nbdev_export", cwd=copy)
+    stale = changed(before, snapshot(copy / "sivit"))
+    assert not stale, f"sivit/ is not what the notebooks export: {stale}. Edit the notebook, then run 'make fix'."
+
+
+def test_notebooks_are_clean(copy):
+    before = snapshot(copy / "nbs")
+    run("nbdev_clean", cwd=copy)
+    dirty = changed(before, snapshot(copy / "nbs"))
+    assert not dirty, f"These notebooks carry metadata that does not belong in git: {dirty}. Run 'make fix'."
+
+
+@pytest.mark.parametrize("notebook", sorted((ROOT / "nbs/experiments").glob("*.ipynb")), ids=lambda path: path.stem)
+def test_twins_are_in_sync(notebook):
+    twin = ROOT / "scripts" / f"{notebook.stem}.py"
+    assert twin.exists(), f"{twin.relative_to(ROOT)} is missing. Run 'make fix'."
+    wanted = run("jupytext", "--quiet", "--to", "py:percent", "--output", "-", str(notebook))
+    assert twin.read_text() == wanted, f"{twin.relative_to(ROOT)} differs from its notebook. Run 'make fix', or 'jupytext --sync' to take the script's text."
+
+
+def test_no_twin_without_a_notebook():
+    notebooks = {path.stem for path in (ROOT / "nbs/experiments").glob("*.ipynb")}
+    assert {path.stem for path in (ROOT / "scripts").glob("*.py")} == notebooks, "Remove the script, or restore its notebook."
+
+
+def test_papermill_finds_the_parameters():
+    import papermill
+
+    for notebook in (ROOT / "nbs/experiments").glob("*.ipynb"):
+        assert {"profile", "results"} <= set(papermill.inspect_notebook(notebook)), f"{notebook.name} has lost its tag 'parameters'."
+
+
+def test_exports_are_short():
+    import nbformat
+
+    for notebook in (ROOT / "nbs").glob("*.ipynb"):
+        for cell in nbformat.read(notebook, 4).cells:
+            if cell.cell_type == "code" and cell.source.lstrip().startswith("#| export"):
+                lines = cell.source.count("\n") + 1
+                assert lines <= 80, f"{notebook.name}: an export cell of {lines} lines; split it:\n{cell.source[:200]}"

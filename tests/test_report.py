@@ -1,0 +1,444 @@
+"""The report, end to end on a small project: experiments run, page and PDF come out, and whatever is missing stops the build by name."""
+
+import dataclasses
+import html
+import io
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sivit import report, typeset
+from sivit.report import ReportConfig, ReportError, build_report
+
+pytest.importorskip("pypandoc")
+pytest.importorskip("typst")
+pytest.importorskip("papermill")
+
+ROOT = Path(__file__).resolve().parents[1]
+QUARTO_YML = """
+project: {type: website, output-dir: _site}
+execute: {enabled: false}
+website:
+  title: Small
+  sidebar:
+    contents:
+      - nbs/index.ipynb
+      - paper/index.qmd
+      - section: Experiments
+        contents: [auto: nbs/experiments/*.ipynb]
+      - section: Chapters
+        contents: [nbs/00_chapter.ipynb]
+format: {html: {html-math-method: mathml}}
+"""
+SETTINGS = """[DEFAULT]
+lib_name = small
+lib_path = small
+nbs_path = .
+doc_path = _site
+version = 0.0.1
+min_python = 3.10
+license = apache2
+branch = main
+user = small
+author = small
+author_email = small@example.org
+description = small
+keywords = small
+copyright = small
+status = 3
+audience = Science/Research
+language = English
+title = small
+git_url = https://example.org/small
+doc_host = https://example.org
+doc_baseurl = /small
+recursive = True
+custom_quarto_yml = True
+custom_sidebar = True
+readme_nb = nbs/index.ipynb
+update_pyproject = False
+"""
+PAPER = r"""---
+title: A small paper
+author: [{name: A. Author, affiliation: Somewhere}]
+abstract: The best is {{< meta numbers.toy.best >}}.
+bibliography: references.bib
+citeproc: true
+number-sections: true
+metadata-files: [results/numbers.yml, build.yml]
+format:
+  html: default
+  typst:
+    template-partials: [layout/typst-template.typ, layout/typst-show.typ]
+---
+
+## First {#sec-first}
+
+@fig-curve and @tbl-rows show @eq-law of @sec-second; the best is {{< meta numbers.toy.best >}} [@knuth84, p. 3], see [the toy](../nbs/experiments/toy.ipynb) and [the chapter](../nbs/00_chapter.ipynb).
+
+{{< embed ../nbs/experiments/toy.ipynb#fig-curve >}}
+
+{{< embed ../nbs/experiments/toy.ipynb#tbl-rows >}}
+
+## Second
+
+### Within {#sec-second}
+
+$$
+y = \frac{x}{2}
+$$ {#eq-law}
+
+## References {.unnumbered}
+
+::: {#refs}
+:::
+"""
+BOOK = "@book{knuth84, author={Donald E. Knuth}, title={The {TeX}book}, publisher={Addison-Wesley}, year={1984}}\n"
+TOY = [
+    "---\ntitle: A toy question\nskip_showdoc: true\n---",
+    'profile = "quick"\nresults = "paper/results"',
+    "from pathlib import Path\n\nimport matplotlib.pyplot as plt\nimport pandas as pd\n\nfrom sivit.report import save_numbers\n\nroot = Path('../..')",
+    "save_numbers('toy', {'best': {'quick': '12.30 ± 0.4 %', 'cpu': '13 %'}[profile]}, root / results)\n(root / results / 'run.json').exists()",
+    "Path(root / results / 'run.json').write_text('{}')",
+    '#| label: fig-curve\n#| fig-cap: "A *curve*, $y = x/2$."\nplt.plot([0, 2], [0, 1])\nplt.show()',
+    "#| label: tbl-rows\n#| tbl-cap: Two rows.\npd.DataFrame({'size': [96, 128], 'tokens': [36, 64]})",
+]
+CHAPTER = [
+    "# A chapter\n> A claim.",
+    "#| default_exp chapter",
+    "#| export\ndef exported(\n    x: int,  # a number\n):\n    return x",
+    "#| hide\nsecret = 1",
+    "# ## Twice\n\nSee [the paper](../paper/index.qmd#sec-first).",
+]
+
+
+def write_notebook(path: Path, sources: list[str], execute: bool = False) -> None:
+    "A notebook of the sources: front matter, prose that begins with #, or code; `execute` runs it where it lies."
+    cells = []
+    for number, source in enumerate(sources):
+        kind = "raw" if source.startswith("---") else "markdown" if source.startswith("# ") else "code"
+        cell = {"cell_type": kind, "id": f"cell{number}", "metadata": {}, "source": source.removeprefix("# ") if "\n\n" in source and kind == "markdown" else source}
+        if kind == "code":
+            cell |= {"outputs": [], "execution_count": None}
+            cell["metadata"] = {"tags": ["parameters"]} if source.startswith("profile =") else {}
+        cells.append(cell)
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"nbformat": 4, "nbformat_minor": 5, "metadata": kernel, "cells": cells}))
+
+
+def make_project(root: Path) -> Path:
+    write_notebook(root / "nbs/index.ipynb", ["# Small\n> A front page."])
+    write_notebook(root / "nbs/00_chapter.ipynb", CHAPTER)
+    write_notebook(root / "nbs/experiments/toy.ipynb", TOY)
+    (root / "_quarto.yml").write_text(QUARTO_YML)
+    (root / "settings.ini").write_text(SETTINGS)
+    (root / "small").mkdir()
+    (root / "small/__init__.py").write_text("")
+    (root / "paper").mkdir()
+    (root / "paper/index.qmd").write_text(PAPER)
+    (root / "paper/references.bib").write_text(BOOK)
+    shutil.copytree(ROOT / "paper/layout", root / "paper/layout")
+    return root
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    "The small project, built by the fallback with MPLBACKEND=Agg in the environment; (project, what was made, what was said)."
+    project = make_project(tmp_path_factory.mktemp("report") / "project")
+    said = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MPLBACKEND", "Agg")
+        made = build_report(ReportConfig(project=str(project), renderer="pandoc"), said)
+    return project, made, said.getvalue()
+
+
+@pytest.fixture
+def staged(built, tmp_path):
+    "A copy of the sources as they were rendered, to be broken by a test."
+    return Path(shutil.copytree(built[0] / ".build/report/quick/sources", tmp_path / "sources"))
+
+
+def words(page: Path) -> str:
+    "What a reader sees of a page, with plain spaces."
+    body = re.sub(r"(?s)<(style|script|head|annotation)\b.*?</\1>", "", page.read_text())
+    return re.sub(r"\s+", " ", html.unescape(re.sub(r"<[^>]+>", "", body)))
+
+
+# The whole way
+
+
+def test_page_resolves_everything(built):
+    shown = words(built[1].page)
+    for text in (
+        "Figure 1 and Table 1 show Equation 1 of Section 2.1; the best is 12.30 ± 0.4 % (Knuth 1984, 3)", "Figure 1: A curve", "Table 1: Two rows.",
+        "The best is 12.30 ± 0.4 %.", "1 First", "2.1 Within", "Source: A toy question", "A. Author, Somewhere", "The TeXbook", "# a number", "A claim.",
+        "Built with pandoc", "https://quarto.org/docs/get-started/",
+    ):  # fmt: skip
+        assert text in shown, text
+    for text in ("#|", "{{<", "?@", "?meta", "secret", "default_exp", ":::", "skip_showdoc"):
+        assert text not in shown, text
+
+
+def test_page_needs_no_other_file(built):
+    page = built[1].page.read_text()
+    assert [path.name for path in built[1].page.parent.iterdir()] == ["index.html"]
+    assert not re.search(r"<(?:img|script|link|iframe|source|object)\b[^>]*(?:src|href|data)=[\"'](?!data:|#)", page)
+    assert not re.search(r"url\((?![\"']?data:)|@import", page)
+    assert re.search(r"<img[^>]+src=\"data:image/(?:png|svg)", page) and "<math" in page
+
+
+def test_page_has_one_target_for_every_link(built):
+    page = built[1].page.read_text()
+    targets = re.findall(r'\sid="([^"]+)"', page)
+    assert len(targets) == len(set(targets))
+    links = set(re.findall(r'href="#([^"]+)"', page))
+    assert {"nbs-experiments-toy", "paper-index--fig-curve", "paper-index--sec-first"} <= links
+    assert links <= set(targets)
+
+
+def test_pdf_has_pages(built):
+    pdf = built[1].paper.read_bytes()
+    assert pdf.startswith(b"%PDF-") and pdf.rstrip().endswith(b"%%EOF")
+    assert int(re.search(rb"/Type\s*/Pages.{0,200}?/Count\s+(\d+)|/Count\s+(\d+).{0,200}?/Type\s*/Pages", pdf, re.DOTALL)[0].split(b"/Count")[1].split()[0]) >= 1
+
+
+def test_pdf_holds_the_same_things_as_the_page(built, tmp_path):
+    sources = built[0] / ".build/report/quick/sources"
+    page = typeset.read_page(sources, "paper/index.qmd", tmp_path / "media")
+    source = typeset.typst_source(page, "a renderer", sources / "paper/layout")
+    for text in ("Figure~1: A", "Table~1: Two rows", "#equation([(1)])", "12.30 ± 0.4 %", "The TeXbook", "a renderer", "a run of the profile quick", "A. Author"):
+        assert text in source.replace("\u00a0", "~").replace("#emph[The TeXbook]", "The TeXbook"), text
+    assert page.problems == [] and "Source:" not in source
+    (first, *_) = typeset.write_pdf(source, tmp_path, "png")
+    assert first.startswith(b"\x89PNG")
+
+
+def test_committed_sources_are_never_written(built):
+    project = built[0]
+    assert not any(cell.get("outputs") for cell in typeset.read_notebook(project / "nbs/experiments/toy.ipynb"))
+    assert not (project / "paper/results").exists() and not (project / "paper/build.yml").exists()
+
+
+def test_progress_without_a_terminal_is_lines(built):
+    assert "[1/1] toy" in built[2] and "elapsed" in built[2] and "\r" not in built[2]
+    assert str(built[1].page) in built[2] and str(built[1].paper) in built[2] and "pandoc" in built[2]
+
+
+def test_rerun_keeps_results_and_force_forgets_them(built):
+    project, made, _ = built
+    toy = project / ".build/report/quick/sources/nbs/experiments/toy.ipynb"
+    config = ReportConfig(project=str(project), renderer="pandoc")
+
+    def found_the_run() -> str:
+        cells = typeset.read_notebook(toy)
+        return next(cell["outputs"][0]["data"]["text/plain"] for cell in cells if "save_numbers(" in cell["source"])[0]
+
+    assert found_the_run() == "False"
+    said = io.StringIO()
+    build_report(config, said)
+    assert found_the_run() == "True" and "left" in said.getvalue()
+    build_report(dataclasses.replace(config, force=True), io.StringIO())
+    assert found_the_run() == "False" and made.page.exists()
+
+
+# What must not pass: (what is changed in the paper, into what, the line it stands on, what is said of it)
+
+FAULTS = {
+    "figure": ("@fig-curve and", "@fig-curvy and", "@fig-curvy"),
+    "table": ("@tbl-rows show", "@tbl-columns show", "@tbl-columns"),
+    "equation": ("@eq-law", "@eq-lore", "@eq-lore"),
+    "section": ("@sec-second", "@sec-third", "@sec-third"),
+    "citation": ("@knuth84", "@knuth85", "@knuth85"),
+    "number": ("best is {{< meta numbers.toy.best >}} [", "best is {{< meta numbers.toy.worst >}} [", "numbers.toy.worst"),
+    "embedded cell": ("toy.ipynb#tbl-rows", "toy.ipynb#tbl-columns", "../nbs/experiments/toy.ipynb#tbl-columns"),
+    "embedded notebook": ("toy.ipynb#tbl-rows", "toys.ipynb#tbl-rows", "../nbs/experiments/toys.ipynb#tbl-rows"),
+    "link": ("../nbs/00_chapter.ipynb", "../nbs/00_chapters.ipynb", "../nbs/00_chapters.ipynb"),
+    "section of a page": ("../nbs/00_chapter.ipynb", "../nbs/00_chapter.ipynb#thrice", "../nbs/00_chapter.ipynb#thrice"),
+    "picture": ("## Second", "![](curve.png)\n\n## Second", "curve.png"),
+    "picture from the web": ("## Second", "![](https://example.org/curve.png)\n\n## Second", "https://example.org/curve.png"),
+    "bibliography": ("bibliography: references.bib", "bibliography: reference.bib", "reference.bib"),
+    "metadata file": ("results/numbers.yml, build", "results/number.yml, build", "results/number.yml"),
+    "label used twice": ("## Second", "$$ 1 $$ {#eq-law}\n\n## Second", "eq-law"),
+    "shortcode": ("## Second", "{{< video x.mp4 >}}\n\n## Second", "video"),
+    "HTML in the PDF": ("## Second", "<b>bold</b>\n\n## Second", "<b>"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_every_fault_stops_the_build_by_name(fault, staged, tmp_path):
+    old, new, name = FAULTS[fault]
+    text = (staged / "paper/index.qmd").read_text()
+    assert old in text
+    (staged / "paper/index.qmd").write_text(text.replace(old, new, 1))
+    with pytest.raises(ReportError, match=rf"paper/index\.qmd:\d+: {re.escape(name)}: "):
+        typeset.render_pandoc(staged, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_formula_that_cannot_be_set_stops_the_build(staged, tmp_path):
+    (staged / "paper/index.qmd").write_text(PAPER.replace(r"\frac{x}{2}", r"\fraction{x}{2}"))
+    with pytest.raises(ReportError, match="fraction"):
+        typeset.render_pandoc(staged, tmp_path / "out")
+
+
+@pytest.mark.parametrize("page", ["nbs/experiments/toy.ipynb", "nbs/missing.ipynb"])
+def test_unexecuted_or_missing_page_stops_the_build(page, staged, tmp_path):
+    write_notebook(staged / "nbs/experiments/toy.ipynb", TOY)
+    (staged / "_quarto.yml").write_text(QUARTO_YML.replace("nbs/00_chapter.ipynb", page.replace("experiments/toy", "00_chapter")))
+    with pytest.raises(ReportError, match=re.escape(page)):
+        typeset.render_pandoc(staged, tmp_path / "out")
+
+
+def test_all_faults_are_told_at_once(staged, tmp_path):
+    text = PAPER.replace("@eq-law", "@eq-lore").replace("@knuth84", "@knuth85")
+    (staged / "paper/index.qmd").write_text(text)
+    with pytest.raises(ReportError) as caught:
+        typeset.render_pandoc(staged, tmp_path / "out")
+    assert len(str(caught.value).splitlines()) == 2
+
+
+# Experiments
+
+
+def test_failed_experiment_is_named_and_nothing_is_replaced(built, tmp_path):
+    project = Path(shutil.copytree(built[0], tmp_path / "project"))
+    page = project / ".build/report/quick/html/index.html"
+    before = page.read_bytes()
+    write_notebook(project / "nbs/experiments/toy.ipynb", [*TOY[:2], "#| label: fig-curve\nraise RuntimeError('no curve today')", "#| label: tbl-rows\n1"])
+    with pytest.raises(ReportError, match=r"toy\.ipynb: cell 3 of 4 \(fig-curve\) raised RuntimeError: no curve today\n.*toy\.partial\.ipynb"):
+        build_report(ReportConfig(project=str(project), renderer="pandoc"), io.StringIO())
+    assert page.read_bytes() == before
+
+
+def test_number_no_longer_written_is_missed_not_taken_from_an_older_run(built, tmp_path):
+    project = Path(shutil.copytree(built[0], tmp_path / "project"))
+    report.save_numbers("toy", {"best": "99 %"}, project / "paper/results")  # committed, and in the earlier build
+    write_notebook(project / "nbs/experiments/toy.ipynb", [*TOY[:2], "#| label: fig-curve\nfrom IPython.display import SVG\nSVG('<svg xmlns=\"http://www.w3.org/2000/svg\"/>')", "#| label: tbl-rows\n1"])
+    with pytest.raises(ReportError, match=r"paper/index\.qmd:\d+: numbers\.toy\.best: no such value"):
+        build_report(ReportConfig(project=str(project), renderer="pandoc"), io.StringIO())
+    assert "99 %" in (project / "paper/results/numbers.yml").read_text()
+
+
+def test_committed_pages_render_without_running(built, tmp_path):
+    project = make_project(tmp_path / "project")
+    sources = built[0] / ".build/report/quick/sources"
+    shutil.copy(sources / "nbs/experiments/toy.ipynb", project / "nbs/experiments/toy.ipynb")
+    report.save_numbers("toy", {"best": "77 %"}, project / "paper/results")
+    made = build_report(ReportConfig(project=str(project), renderer="pandoc", skip_experiments=True), io.StringIO())
+    assert "the best is 77 %" in words(made.page) and made.paper.stat().st_size > 5_000
+
+
+def test_kernel_that_dies_is_reported(tmp_path):
+    write_notebook(tmp_path / "toy.ipynb", ['profile = "quick"', "import os\nos._exit(3)"])
+    with pytest.raises(ReportError, match=r"toy\.ipynb: the run broke off: .*[Kk]ernel"):
+        report.run_notebook(tmp_path / "toy.ipynb", tmp_path / "done.ipynb", {}, tmp_path)
+    assert not (tmp_path / "done.ipynb").exists()
+
+
+def test_progress_in_a_terminal_is_one_line():
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    now, stream = [0.0], Terminal()
+    progress = report.Progress({"toy": 4}, stream=stream, clock=lambda: now[0])
+    progress.begin("toy")
+    for now[0], done in ((10.0, 1), (20.0, 2)):
+        progress.update(["completed"] * done + ["running"] + ["pending"] * (3 - done))
+    progress.close()
+    assert stream.getvalue().count("\n") == 1 and stream.getvalue().count("\r") == 3
+    assert stream.getvalue().endswith("[1/1] toy · cell 3/4 · 0:20 elapsed · about 0:20 left\n")
+
+
+# The command line
+
+
+def test_importing_needs_no_tools():
+    code = "import sys, sivit.report; print(sorted({'papermill', 'pypandoc', 'typst', 'nbdev', 'tyro', 'yaml', 'torch'} & set(sys.modules)))"
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert shown.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("module", ["pypandoc", "typst", "yaml"])
+def test_missing_tool_says_how_to_get_it(module, staged, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(ReportError, match=r"pip install -e '\.\[dev\]'"):
+        typeset.render_pandoc(staged, tmp_path / "out")
+
+
+def test_command_line(built, capsys):
+    with pytest.raises(SystemExit) as ended:
+        report.main(["--help"])
+    shown = capsys.readouterr().out
+    assert ended.value.code == 0 and all(option in shown for option in ("--profile", "--only", "--renderer", "--skip-experiments", "--force"))
+    assert report.main(["--project", str(built[0]), "--renderer", "pandoc", "--only", "toys"]) == 1
+    assert "Did you mean toy?" in capsys.readouterr().err
+    assert report.main(["--project", str(built[0] / "nbs"), "--renderer", "pandoc"]) == 1
+    assert "_quarto.yml: missing" in capsys.readouterr().err
+
+
+def test_quarto_that_is_not_there(staged, tmp_path, monkeypatch):
+    monkeypatch.setattr(report.shutil, "which", lambda name: None)
+    with pytest.raises(ReportError, match="quarto is not on the PATH: get it from https://quarto.org"):
+        report.render_quarto(staged, tmp_path / "out")
+
+
+# Quarto itself, where it is installed
+
+quarto = pytest.mark.skipif(shutil.which("quarto") is None, reason="quarto is not on the PATH")
+
+
+@quarto
+def test_quarto_builds_the_same_sources(staged, tmp_path):
+    made = report.render_quarto(staged, tmp_path / "out", say=lambda line: None)
+    shown = words(made.page.parent / "paper/index.html")
+    assert "the best is 12.30 ± 0.4 % (Knuth 1984, 3)" in shown and "Figure 1: A curve" in shown
+    assert "# a number" in words(made.page.parent / "nbs/chapter.html")
+    assert made.paper.read_bytes().startswith(b"%PDF-") and made.renderer.startswith("Quarto ")
+
+
+@quarto
+@pytest.mark.parametrize("faults", [("figure", "citation", "number", "link"), ("embedded cell",)])
+def test_quarto_faults_stop_the_build_by_name(faults, staged, tmp_path):
+    text = PAPER
+    for fault in faults:
+        text = text.replace(*FAULTS[fault][:2], 1)
+    (staged / "paper/index.qmd").write_text(text)
+    with pytest.raises(ReportError) as caught:
+        report.render_quarto(staged, tmp_path / "out", say=lambda line: None)
+    for fault in faults:
+        name = re.split(r"[#@]|\.\./", FAULTS[fault][2])[-1]
+        assert re.search(rf"^paper/index\.qmd: .*{re.escape(name)}", str(caught.value), re.MULTILINE), (fault, str(caught.value))
+    assert not (tmp_path / "out/html").exists() and (tmp_path / "out/quarto.log").exists()
+
+
+# This project
+
+
+def test_sidebar_lists_every_page_of_this_project():
+    listed = [file for _, files in typeset.reading_order(ROOT) for file in files]
+    there = [path.relative_to(ROOT).as_posix() for path in sorted(ROOT.glob("nbs/**/*.ipynb")) if ".ipynb_checkpoints" not in path.parts]
+    assert sorted(listed) == sorted([*there, "paper/index.qmd"])
+
+
+def test_committed_numbers_are_those_of_the_experiments():
+    results = ROOT / "paper/results"
+    numbers = {path.stem: json.loads(path.read_text()) for path in (results / "numbers").glob("*.json")}
+    assert typeset.read_yaml((results / "numbers.yml").read_text(), "numbers.yml") == {"numbers": numbers}
+    assert set(numbers) <= {path.stem for path in (ROOT / "nbs/experiments").glob("*.ipynb")}
+
+
+@pytest.mark.parametrize("file", ["paper/index.qmd", "nbs/index.ipynb"])
+def test_front_page_and_paper_resolve(file, tmp_path):
+    assert typeset.read_page(ROOT, file, tmp_path / "media").problems == []
+
+
+def test_front_page_links_every_chapter():
+    linked = re.findall(r"\]\((\d+_\w+\.ipynb)\)", (ROOT / "nbs/index.ipynb").read_text())
+    assert linked == sorted(path.name for path in ROOT.glob("nbs/[0-9]*.ipynb"))
