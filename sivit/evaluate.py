@@ -208,7 +208,7 @@ def plot_curve(
     frame = frame.sort_values(axis_column)
     (line,) = ax.plot(frame[axis_column], frame[measure], label=label, gid="curve", **look)
     if {"low", "high"} <= set(frame):
-        band = {"color": line.get_color(), "alpha": 0.18, "linewidth": 0}
+        band = {"color": line.get_color(), "alpha": 0.12, "linewidth": 0}
         ax.fill_between(frame[axis_column], frame["low"], frame["high"], **band)
     _mark_seen(ax, seen)
     _log_axis(ax)

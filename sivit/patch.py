@@ -47,8 +47,9 @@ def pad_to_patches(
     images: Tensor,  # (b, c, H, W)
     patch_size: int,  # px
 ) -> Tensor:  # (b, c, H', W'), both sides multiples of `patch_size`
-    "Zeros on the right and at the bottom, up to the next whole patch; a size that divides is untouched."
-    return F.pad(images, (0, -images.shape[-1] % patch_size, 0, -images.shape[-2] % patch_size))
+    "Repeat the border on the right and at the bottom, up to the next whole patch; a size that divides is untouched."
+    right, bottom = -images.shape[-1] % patch_size, -images.shape[-2] % patch_size
+    return F.pad(images, (0, right, 0, bottom), mode="replicate")
 
 # %% ../nbs/03_patch.ipynb #0d29632f
 class PatchEmbed(nn.Module):

@@ -26,14 +26,14 @@ from typing import Literal
 
 from .core import write_atomic
 from .typeset import QUARTO_SITE, Rendered, ReportError
-from .typeset import output_problems, read_notebook, read_yaml, reading_order, render_pandoc, tool
+from .typeset import output_problems, read_notebook, read_yaml_file, reading_order, render_pandoc, tool
 
 # %% ../nbs/20_report.ipynb #a4c6e02c
 def declared_parameters(
     cells: list[dict],  # of an experiment notebook
     name: str,  # for error messages
 ) -> dict:
-    "What an experiment lets the report set; raises `ReportError` if there is no such cell or it holds more than literals."
+    "What an experiment lets the report set; no such cell, or more than literals in it, raises `ReportError`."
     tagged = [cell["source"] for cell in cells if "parameters" in cell.get("metadata", {}).get("tags", [])]
     if not tagged:
         raise ReportError(f"{name}: no cell is tagged `parameters`")
@@ -43,7 +43,8 @@ def declared_parameters(
         try:
             declared |= {target.id: ast.literal_eval(node.value) for target in targets}
         except (AttributeError, ValueError) as error:
-            raise ReportError(f"{name}: the cell tagged `parameters` may hold plain literals only: {ast.unparse(node)}") from error
+            rule = "the cell tagged `parameters` may hold plain literals only"
+            raise ReportError(f"{name}: {rule}: {ast.unparse(node)}") from error
     return declared
 
 # %% ../nbs/20_report.ipynb #d58a0e3e
@@ -98,7 +99,8 @@ def _weights(cells: dict[str, int], seconds: dict[str, list[float]]) -> dict[str
     "What each cell weighs: the seconds it took; the mean of the known ones for an experiment never run; else 1."
     known = [value for name in cells for value in seconds.get(name, [])]
     usual = max(sum(known) / len(known), 0.01) if known else 1.0
-    return {name: [max(value, 0.01) for value in seconds.get(name, [])] or [usual] * max(count, 1) for name, count in cells.items()}
+    took = {name: [max(value, 0.01) for value in seconds.get(name, [])] for name in cells}
+    return {name: took[name] or [usual] * max(count, 1) for name, count in cells.items()}
 
 
 def _share(weights: dict[str, list[float]], name: str, finished: int, spent: float) -> float:
@@ -127,9 +129,9 @@ def run_notebook(
     target: str | os.PathLike,  # where the executed notebook shall be
     parameters: dict,  # plain literals, each declared by the notebook
     folder: str | os.PathLike,  # the notebook's working directory
-    watch: Callable[[list[str]], None] = lambda states: None,  # called about twice a second with the state of each code cell
+    watch: Callable[[list[str]], None] = lambda states: None,  # told the state of each code cell, twice a second
 ) -> list[float]:  # seconds each code cell took
-    "Execute one experiment in a fresh process; `target` is only written if every cell ran and every labelled cell shows something."
+    "Execute an experiment in a fresh process; `target` is only written if every cell ran and shows what it says."
     source, target = Path(source), Path(target)
     declared = declared_parameters(read_notebook(source), source.name)
     unknown = sorted(set(parameters) - set(declared))
@@ -138,9 +140,9 @@ def run_notebook(
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_suffix(".partial.ipynb")
     partial.unlink(missing_ok=True)
-    command = [sys.executable, "-m", "papermill", source.resolve(), partial.resolve(), "--cwd", folder, "--kernel", "python3",
-               "--no-progress-bar", "--log-level", "ERROR", "--parameters_yaml", json.dumps(parameters)]  # fmt: skip
-    said = _follow(command, partial, watch)
+    options = ["--cwd", folder, "--kernel", "python3", "--no-progress-bar", "--log-level", "ERROR"]
+    options += ["--parameters_yaml", json.dumps(parameters)]
+    said = _follow([sys.executable, "-m", "papermill", source.resolve(), partial.resolve(), *options], partial, watch)
     problems = _failures(partial, source.name, said)
     if problems:
         raise ReportError("\n".join(problems) + f"\n{source.name}: the notebook as far as it got is {partial}")
@@ -174,7 +176,8 @@ def _states(partial: Path) -> list[str]:
         cells = json.loads(partial.read_text(encoding="utf-8"))["cells"]
     except (OSError, ValueError):
         return []
-    return [cell["metadata"].get("papermill", {}).get("status", "pending") for cell in cells if cell["cell_type"] == "code"]
+    notes = [cell["metadata"].get("papermill", {}) for cell in cells if cell["cell_type"] == "code"]
+    return [note.get("status", "pending") for note in notes]
 
 
 def _failures(partial: Path, name: str, said: str | None) -> list[str]:
@@ -191,11 +194,12 @@ def save_numbers(
     numbers: dict[str, str],  # name -> text as it shall be printed: {"gain": "+3.1 points"}
     results: str | os.PathLike = "paper/results",  # the results folder
 ) -> Path:  # the experiment's file
-    "Write what the paper may quote from an experiment; a name that is no identifier or a value that is no text raises `ValueError`."
+    "Write what the paper may quote; a name that is no identifier or a value that is no text raises `ValueError`."
     for name, value in {experiment: "", **numbers}.items():
         if not name.isidentifier() or not isinstance(value, str):
             raise ValueError(f"Numbers are text under a plain name, as in gain='+3.1 points'; got {name!r}: {value!r}.")
-    path = write_atomic(Path(results, "numbers", f"{experiment}.json"), json.dumps(numbers, indent=1, ensure_ascii=False) + "\n")
+    text = json.dumps(numbers, indent=1, ensure_ascii=False) + "\n"
+    path = write_atomic(Path(results, "numbers", f"{experiment}.json"), text)
     merge_numbers(results)
     return path
 
@@ -204,7 +208,8 @@ def merge_numbers(
     results: str | os.PathLike,  # the results folder
 ) -> dict:  # experiment -> name -> text
     "Gather the numbers of all experiments in `numbers.yml` (JSON is YAML too)."
-    numbers = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(Path(results, "numbers").glob("*.json"))}
+    paths = sorted(Path(results, "numbers").glob("*.json"))
+    numbers = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in paths}
     write_atomic(Path(results, "numbers.yml"), json.dumps({"numbers": numbers}, indent=1, ensure_ascii=False) + "\n")
     return numbers
 
@@ -241,7 +246,8 @@ def site_problems(
     problems = []
     for path in sorted(Path(site).rglob("*.html")):
         found = re.findall(r"<strong>(\?(?:meta|var|env):[^<]+|\?@[^<]+)</strong>", path.read_text(encoding="utf-8"))
-        problems += [f"{path.relative_to(site).as_posix()}: {mark}: printed in place of what is missing" for mark in dict.fromkeys(found)]
+        name = path.relative_to(site).as_posix()
+        problems += [f"{name}: {mark}: printed in place of what is missing" for mark in dict.fromkeys(found)]
     return problems
 
 # %% ../nbs/20_report.ipynb #8cd7e68c
@@ -287,7 +293,7 @@ def note_build(
 ) -> None:
     "Add to what the paper may say of how it was made, `build.yml`."
     path = Path(folder, "build.yml")
-    known = read_yaml(path.read_text(encoding="utf-8"), path.name).get("build", {}) if path.is_file() else {}
+    known = read_yaml_file(path).get("build", {}) if path.is_file() else {}
     write_atomic(path, json.dumps({"build": {**known, **facts}}) + "\n")
 
 
@@ -299,7 +305,7 @@ def show_exports(
     front = {"cell_type": "raw", "id": "front", "metadata": {}, "source": "---\nskip_showdoc: true\n---"}
     for cell in notebook["cells"]:
         if cell["cell_type"] == "code":
-            cell["source"] = re.sub(r"^#\|\s*exporti?\s*$", "#| exports", "".join(cell["source"]), count=1, flags=re.MULTILINE)
+            cell["source"] = re.sub(r"(?m)^#\|\s*exporti?\s*$", "#| exports", "".join(cell["source"]), count=1)
     write_atomic(path, json.dumps({**notebook, "cells": [front, *notebook["cells"]]}, ensure_ascii=False))
 
 # %% ../nbs/20_report.ipynb #69a31059
@@ -307,7 +313,8 @@ def _run_nbdev(stage: Path, say: Callable[[str], None]) -> tuple[str, bool]:
     "`nbdev_docs` in a folder: what was said, and whether it failed."
     tool("nbdev")
     code = "from nbdev.quarto import nbdev_docs; nbdev_docs.__wrapped__(n_workers=2)"
-    process = subprocess.Popen([sys.executable, "-c", code], cwd=stage, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=stage, **pipes)
     said = []
     try:
         for line in process.stdout:
@@ -366,12 +373,13 @@ def stage_project(
         shutil.copy2(project / name, folder / name)
     for name in ("nbs", "paper"):
         shutil.copytree(project / name, folder / name, ignore=shutil.ignore_patterns(".*", "_*"))
-    library = re.search(r"(?m)^lib_path\s*=\s*(\S+)", (project / "settings.ini").read_text()) if "settings.ini" in settings else None
+    settings_text = (project / "settings.ini").read_text() if "settings.ini" in settings else ""
+    library = re.search(r"(?m)^lib_path\s*=\s*(\S+)", settings_text)
     if library and (project / library[1]).is_dir():
         shutil.copytree(project / library[1], folder / library[1], ignore=shutil.ignore_patterns("__pycache__"))
     for place in (folder, folder / "nbs/experiments"):
         if (project / ".data").is_dir() and place.is_dir():
-            (place / ".data").symlink_to((project / ".data").resolve(), target_is_directory=True)  # pictures are fetched once
+            (place / ".data").symlink_to((project / ".data").resolve(), target_is_directory=True)
     return folder
 
 # %% ../nbs/20_report.ipynb #a540f48e
@@ -426,6 +434,14 @@ def _timings(results: Path) -> dict:
         return {}
 
 
+def _what_is_shown(config: ReportConfig) -> str:
+    "Where the results of this build come from."
+    if config.skip_experiments:
+        return "the committed results"
+    run = f"a run of the profile {config.profile}"
+    return f"{run} ({', '.join(config.only)}) and the committed results" if config.only else run
+
+
 def _take_numbers(experiment: str, results: Path, committed: Path):
     "Replace the numbers of one experiment in the staged results by those of this run, or by none."
     source, target = results / "numbers" / f"{experiment}.json", committed / "numbers" / f"{experiment}.json"
@@ -444,8 +460,8 @@ def build_report(
     say = functools.partial(print, file=stream, flush=True)
     project = Path(config.project).resolve()
     renderer = config.renderer if config.renderer != "auto" else "quarto" if shutil.which("quarto") else "pandoc"
-    for module, package in {"quarto": [("nbdev", "")], "pandoc": [("pypandoc", "pypandoc_binary"), ("typst", "")]}[renderer]:
-        tool(module, package)
+    for module in {"quarto": ["nbdev"], "pandoc": ["pypandoc", "typst"]}[renderer]:
+        tool(module)
     reading_order(project)
     _chosen(sorted((project / "nbs/experiments").glob("*.ipynb")), config.only)
     output = project / config.build / ("committed" if config.skip_experiments else config.profile)
@@ -453,14 +469,14 @@ def build_report(
         shutil.rmtree(output / "results", ignore_errors=True)
     stage = stage_project(project, output / "sources")
     merge_numbers(stage / "paper/results")
-    what = "the committed results" if config.skip_experiments else f"a run of the profile {config.profile}"
-    note_build(stage / "paper", results=what if not config.only else f"{what} ({', '.join(config.only)}) and the committed results")
+    note_build(stage / "paper", results=_what_is_shown(config))
     started = time.monotonic()
     if not config.skip_experiments:
         ran = run_experiments(stage, output / "results", config.profile, config.only, stream)
         say(f"{len(ran)} experiment{'s' * (len(ran) != 1)} done in {_clock(time.monotonic() - started)}; rendering")
     made = render_quarto(stage, output, say=say) if renderer == "quarto" else render_pandoc(stage, output)
-    say(f"Built by {made.renderer} in {_clock(time.monotonic() - started)}.\n  website  {made.page}\n  paper    {made.paper}")
+    say(f"Built by {made.renderer} in {_clock(time.monotonic() - started)}.")
+    say(f"  website  {made.page}\n  paper    {made.paper}")
     if renderer == "pandoc":
         say(f"  (one self-contained page; Quarto makes a website with search: {QUARTO_SITE})")
     return made

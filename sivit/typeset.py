@@ -80,14 +80,14 @@ def read_yaml(
         raise ReportError(f"{where}: expected `key: value` lines, got {values!r}")
     return values
 
-# %% ../nbs/19_typeset.ipynb #99b4ffc1
+
 def read_yaml_file(
     path: Path,
 ) -> dict:
     "The YAML mapping in a file."
     return read_yaml(path.read_text(encoding="utf-8"), path.name)
 
-# %% ../nbs/19_typeset.ipynb #4e62cc0d
+
 def _front_matter(text: str, where: str) -> dict:
     "The YAML at the head of a text."
     front = re.match(r"---\n(.*?)\n---\s*(\n|$)", text, re.DOTALL)
@@ -113,10 +113,11 @@ def output_problems(
         label = str(options.get("label", ""))
         which = f"cell {index} of {len(code)} ({label or (source.splitlines() or ['empty'])[0][:60]})"
         outputs = cell.get("outputs", [])
+        kinds = [kind for output in outputs for kind in output.get("data", {})]
         raised = [output for output in outputs if output["output_type"] == "error"]
         if raised:
             problems.append(f"{name}: {which} raised {raised[0]['ename']}: {raised[0]['evalue']}")
-        elif label.startswith("fig-") and not any("image/" in kind for shown in outputs for kind in shown.get("data", {})):
+        elif label.startswith("fig-") and not any(kind.startswith("image/") for kind in kinds):
             problems.append(f"{name}: {which} is labelled as a figure but shows no picture")
         elif label.startswith("tbl-") and not outputs:
             problems.append(f"{name}: {which} is labelled as a table but shows nothing")
@@ -237,7 +238,7 @@ def output_markdown(
         return content
     return _fenced(content, "=html") if kind == "text/html" else _fenced(_plain_text(content), ".output")
 
-# %% ../nbs/19_typeset.ipynb #a5741432
+
 def _fenced(text: str, kind: str) -> str:
     "A block of code, fenced so that nothing in it can close the fence."
     fence = "`" * max(3, *(len(run) + 1 for run in re.findall(r"`{3,}", text) or [""]))
@@ -264,8 +265,8 @@ def embed(
     cells = read_notebook(page.project / notebook)
     for cell in [cell for cell in cells if label and cell["cell_type"] == "code"]:
         if label in (cell_options(cell["source"], target)[0].get("label"), cell.get("id")):
-            silent = [] if cell["outputs"] else [f"{notebook}: the cell shows nothing"]
-            for problem in output_problems([cell], notebook.as_posix()) or silent:
+            own = [problem for problem in output_problems(cells, notebook.as_posix()) if f"({label})" in problem]
+            for problem in own or ([] if cell["outputs"] else [f"{notebook}: the cell shows nothing"]):
                 page.complain(target, problem)
             source = f"::: {{.embed-source}}\n[Source: {_title(cells, notebook.as_posix())}]({path})\n:::"
             return f"{cell_markdown(cell, page, echo)}\n\n{source}\n"
@@ -534,7 +535,7 @@ def read_page(
     walk(page.document["blocks"], lambda element: page.names.add(_attributes(element)[0]))
     return page
 
-# %% ../nbs/19_typeset.ipynb #98b3fc43
+
 def _page_text(page: Page, site: dict) -> str:
     "The page as Markdown without shortcodes; its front matter and the files that names become its metadata."
     file, name = page.project / page.path, page.path.as_posix()
@@ -587,7 +588,7 @@ def reading_order(
         raise ReportError("\n".join(wrong))
     return parts
 
-# %% ../nbs/19_typeset.ipynb #fc6da5fd
+
 def _listed(project: Path, item: str | dict) -> list[str]:
     "The files of one sidebar entry: a path, a path with a text, or a pattern after `auto`."
     if isinstance(item, dict) and "auto" in item:
@@ -640,7 +641,7 @@ def opening(
     title = meta["title"]["c"]
     return plain(title), [_element("Header", 1, [page.anchor, [], []], title), *said], blocks
 
-# %% ../nbs/19_typeset.ipynb #52b76780
+
 def _authors(page: Page) -> list[tuple[str, str]]:
     "Names and affiliations, however the front matter spells them."
     authors = page.metadata.get("author", [])
@@ -695,7 +696,7 @@ def write_page(
         raise ReportError("\n".join(f"index.html: {address}: the page would have to fetch this" for address in fetched))
     return page
 
-# %% ../nbs/19_typeset.ipynb #57b7abd7
+
 def _raw(text: str) -> dict:
     "HTML as it is."
     return _element("RawBlock", "html", text)
