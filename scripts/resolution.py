@@ -30,6 +30,7 @@ results = "paper/results"  # folder of results, from the project's root
 
 # %%
 import dataclasses
+import itertools
 
 import matplotlib.pyplot as plt
 import pandas as pd
@@ -37,6 +38,7 @@ from IPython.display import Markdown
 
 from sivit.core import figure_style, look
 from sivit.evaluate import plot_curve
+from sivit.merge import merge_schedule
 from sivit.report import save_numbers
 from sivit.study import Run, percent, provenance, results_folder, run_grid, summarise
 from sivit.train import TrainConfig
@@ -148,6 +150,30 @@ cost = cost.rename(columns={"training_forward_macs": "training, 10⁹ MACs", "tr
 cost["training, 10⁹ MACs"] /= 1e9
 Markdown(cost.round(1).rename(index=NAMES).reset_index().to_markdown(index=False))
 
+
+# %% [markdown]
+# ## Whole and padded passes
+#
+# A pass of the Adaptive Token Merger halves a side where it can, and else fills the gap with cells of one token. The unseen sizes above the smallest training size fall into two
+# kinds: those whose every pass is a whole halving, and those that need padded cells. Does the difference matter?
+
+# %%
+#| label: tbl-passes
+#| tbl-cap: "Mean accuracy in percent at unseen sizes above the smallest training size: where ATM's passes all halve exactly, and where some pass needs cells of one token. The other methods see the same sizes and know no passes."
+def halves_exactly(size: int, task: dict) -> bool:
+    "Whether every pass of the merger at this size halves the grid without padding."
+    sides = [size // 4, *merge_schedule(size // 4, min(task["sizes"]) // 4)]
+    return all(before == 2 * after for before, after in itertools.pairwise(sides))
+
+
+unseen = pd.concat(
+    rows[(rows.value > min(task["sizes"])) & ~rows.value.isin(task["sizes"])].assign(passes=lambda f, task=task: [
+        "whole" if halves_exactly(size, task) else "padded" for size in f.value])
+    for task in chosen["tasks"] for rows in [summary[summary.dataset == task["dataset"]]]
+)  # fmt: skip
+passes = (100 * unseen.groupby(["dataset", "method", "passes"], sort=False).accuracy.mean()).unstack("passes")
+Markdown(passes.round(1).rename(index=NAMES).reset_index().to_markdown(index=False))
+
 # %% [markdown]
 # ## Numbers for the paper
 
@@ -165,5 +191,7 @@ for method in NAMES:
 ranked = {place: cells.xs(size, level="value").drop("single").accuracy.sort_values() for place, size in places.items()}
 numbers |= {f"best_{place}": NAMES[accuracy.index[-1]] for place, accuracy in ranked.items()}
 numbers |= {f"worst_{place}": NAMES[accuracy.index[0]] for place, accuracy in ranked.items()}
+for method in ("none", "atm"):
+    numbers |= {f"{method}_{kind}": f"{passes.loc[(first['dataset'], method), kind]:.1f} %" for kind in ("whole", "padded")}
 save_numbers("resolution", numbers, results)
 pd.Series(numbers)

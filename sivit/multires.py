@@ -11,7 +11,6 @@ import itertools
 import random
 from collections.abc import Sequence
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 

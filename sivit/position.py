@@ -7,8 +7,6 @@ __all__ = ['POSITIONS', 'Position', 'create_position', 'list_positions', 'NoPosi
            'sincos', 'grid_coordinates', 'SinCosPosition', 'sample_table', 'FuzzyPositionalEncoding']
 
 # %% ../nbs/04_position.ipynb #2998b9c2
-import math
-
 import torch
 import torch.nn.functional as F
 from einops import rearrange

@@ -63,6 +63,7 @@ class Progress:
         self.live = self.stream.isatty()
         self.every = 0.5 if self.live else every
         self.weights = _weights(cells, seconds or {})
+        self.timed = any(name in cells for name in seconds or {})
         self.started = self.printed = self.since = clock()
         self.name, self.states = next(iter(cells), ""), []
 
@@ -86,7 +87,8 @@ class Progress:
     def show(self):
         "Print where things are."
         self.printed = self.clock()
-        line = _progress_line(list(self.weights), self.name, self.states, self.clock() - self.started, self.share())
+        share = self.share() if self.timed else 0.0
+        line = _progress_line(list(self.weights), self.name, self.states, self.clock() - self.started, share)
         print(f"\r\033[K{line}" if self.live else line, end="" if self.live else "\n", file=self.stream, flush=True)
 
     def close(self):
@@ -112,7 +114,7 @@ def _share(weights: dict[str, list[float]], name: str, finished: int, spent: flo
 
 
 def _progress_line(names: list[str], name: str, states: list[str], elapsed: float, share: float) -> str:
-    "The progress in words."
+    "The progress in words; a share near zero gives no estimate."
     cell = f"cell {min(states.count('completed') + 1, len(states))}/{len(states)}" if states else "starting"
     left = f"about {_clock(elapsed * (1 - share) / share)} left" if share > 0.02 else "time left not known yet"
     return f"[{names.index(name) + 1}/{len(names)}] {name} · {cell} · {_clock(elapsed)} elapsed · {left}"

@@ -22,11 +22,12 @@ import pandas as pd
 import torch
 from scipy.stats import t as student_t
 
-from .core import from_dict, to_dict, write_atomic
+from .core import to_dict, write_atomic
 from .cost import count_macs
 from .data import create_dataset
 from .evaluate import accuracy_along_canvas, accuracy_along_resolution, accuracy_along_scale
 from .train import TrainConfig, train
+from .vit import ViT, ViTConfig
 
 # %% ../nbs/18_study.ipynb #8dba8d0a
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +68,7 @@ def execute(
     seconds = time.perf_counter() - start
     validation = create_dataset(run.train.dataset, "val", **run.train.dataset_options | run.test_options)
     sides = {*trained.images_seen, *run.resolutions}
-    macs = {side: count_macs(trained.model, (validation.channels, side, side)) for side in sides}
+    macs = {side: _macs(trained.model.config, side) for side in sides}
     result = {
         "key": run.key,
         "config": to_dict(run),
@@ -86,6 +87,17 @@ def execute(
     return result
 
 # %% ../nbs/18_study.ipynb #9291e403
+_COUNTED = {}  # operations by configuration and side: many runs of a grid share them
+
+
+def _macs(config: ViTConfig, side: int) -> int:
+    "Operations of one forward pass of a model of this configuration, counted once."
+    key = json.dumps([to_dict(config), side], sort_keys=True)
+    if key not in _COUNTED:
+        _COUNTED[key] = count_macs(ViT(config), (config.channels, side, side))
+    return _COUNTED[key]
+
+
 def _judge(run: Run, model: torch.nn.Module, validation) -> dict[str, list[dict]]:
     "The measured points of a model along each axis the run names."
     side = max(run.train.sizes)

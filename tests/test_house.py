@@ -18,7 +18,8 @@ def run(*command, cwd=ROOT):
 
 
 def snapshot(folder):
-    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.suffix != ".pyc"}
+    files = (path for path in folder.rglob("*") if path.is_file() and path.suffix != ".pyc")
+    return {path.relative_to(folder): path.read_bytes() for path in files}
 
 
 def changed(before, after):
@@ -55,19 +56,22 @@ def test_twins_are_in_sync(notebook):
     twin = ROOT / "scripts" / f"{notebook.stem}.py"
     assert twin.exists(), f"{twin.relative_to(ROOT)} is missing. Run 'make fix'."
     wanted = run("jupytext", "--quiet", "--to", "py:percent", "--output", "-", str(notebook))
-    assert twin.read_text() == wanted, f"{twin.relative_to(ROOT)} differs from its notebook. Run 'make fix', or 'jupytext --sync' to take the script's text."
+    mend = "Run 'make fix' to take the notebook's text, or 'jupytext --sync' to take the script's."
+    assert twin.read_text() == wanted, f"{twin.relative_to(ROOT)} differs from its notebook. {mend}"
 
 
 def test_no_twin_without_a_notebook():
     notebooks = {path.stem for path in (ROOT / "nbs/experiments").glob("*.ipynb")}
-    assert {path.stem for path in (ROOT / "scripts").glob("*.py")} == notebooks, "Remove the script, or restore its notebook."
+    twins = {path.stem for path in (ROOT / "scripts").glob("*.py")}
+    assert twins == notebooks, "Remove the script, or restore its notebook."
 
 
 def test_papermill_finds_the_parameters():
     import papermill
 
     for notebook in (ROOT / "nbs/experiments").glob("*.ipynb"):
-        assert {"profile", "results"} <= set(papermill.inspect_notebook(notebook)), f"{notebook.name} has lost its tag 'parameters'."
+        found = set(papermill.inspect_notebook(notebook))
+        assert {"profile", "results"} <= found, f"{notebook.name} has lost its tag 'parameters'."
 
 
 def test_exports_are_short():

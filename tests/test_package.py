@@ -60,5 +60,6 @@ def test_one_version():
 
     settings = configparser.ConfigParser(delimiters=["="])
     settings.read(ROOT / "settings.ini")
-    cited = next(line.split()[1] for line in (ROOT / "CITATION.cff").read_text().splitlines() if line.startswith("version:"))
+    lines = (ROOT / "CITATION.cff").read_text().splitlines()
+    cited = next(line.split()[1] for line in lines if line.startswith("version:"))
     assert sivit.__version__ == settings["DEFAULT"]["version"] == cited

@@ -14,8 +14,8 @@ from sivit.vit import ViT, ViTConfig
 def from_timm(theirs, **config):
     "Our model with the weights of a timm ViT (class token, learned positions, linear head)."
     patch = theirs.patch_embed.patch_size[0]
-    ours = ViT(ViTConfig(patch_size=patch, dim=theirs.embed_dim, depth=len(theirs.blocks), num_classes=theirs.num_classes,
-                         heads=theirs.blocks[0].attn.num_heads, **config))  # fmt: skip
+    sizes = {"dim": theirs.embed_dim, "depth": len(theirs.blocks), "heads": theirs.blocks[0].attn.num_heads}
+    ours = ViT(ViTConfig(patch_size=patch, num_classes=theirs.num_classes, **sizes, **config))
     grid = ours.config.grid
     names = {"attn.qkv": "attention.qkv", "attn.proj": "attention.projection", "mlp.fc1": "mlp.0", "mlp.fc2": "mlp.2"}
     weights = {}
@@ -32,8 +32,8 @@ def from_timm(theirs, **config):
 
 
 @pytest.mark.parametrize("seed", [0, 1])
-@pytest.mark.parametrize("name, size", [("vit_tiny_patch16_224", 224), ("vit_small_patch32_224", 224), ("deit_tiny_patch16_224", 224)])
-def test_logits_equal_timm(name, size, seed):
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "vit_small_patch32_224", "deit_tiny_patch16_224"])
+def test_logits_equal_timm(name, seed, size=224):
     torch.manual_seed(seed)
     theirs = timm.create_model(name, num_classes=7, dynamic_img_size=True).eval()
     torch.nn.init.normal_(theirs.head.weight)
@@ -70,5 +70,6 @@ def test_swin_bias_equals_torchvision(window):
     assert torch.equal(offset_index(window).flatten(), theirs.relative_position_index)
     ours = create_position("rpb", 32, 4, 1, window)
     ours.table.data[0] = theirs.relative_position_bias_table.data.reshape(2 * window[0] - 1, 2 * window[1] - 1, 4)
-    expected = _get_relative_position_bias(theirs.relative_position_bias_table, theirs.relative_position_index, list(window))
+    index = theirs.relative_position_index
+    expected = _get_relative_position_bias(theirs.relative_position_bias_table, index, list(window))
     torch.testing.assert_close(ours.bias(torch.zeros(1, 4, n, 8), window, 0), expected[0])

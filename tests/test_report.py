@@ -375,13 +375,14 @@ def test_progress_in_a_terminal_is_one_line():
             return True
 
     now, stream = [0.0], Terminal()
-    progress = report.Progress({"toy": 4}, stream=stream, clock=lambda: now[0])
+    progress = report.Progress({"toy": 4}, {"toy": [5.0] * 4}, stream=stream, clock=lambda: now[0])
     progress.begin("toy")
     for now[0], done in ((10.0, 1), (20.0, 2)):
         progress.update(["completed"] * done + ["running"] + ["pending"] * (3 - done))
     progress.close()
     assert stream.getvalue().count("\n") == 1 and stream.getvalue().count("\r") == 3
     assert stream.getvalue().endswith("[1/1] toy · cell 3/4 · 0:20 elapsed · about 0:20 left\n")
+    assert report.Progress({"toy": 4}, stream=stream).timed is False
 
 
 # The command line
