@@ -22,11 +22,11 @@ test: $(VENV)/installed  ## run every check; at most ten minutes on two cores
 	@echo "[3/3] tests";      OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests
 
 fix: $(VENV)/installed  ## export and clean the notebooks, renew their twins in scripts/, tidy the code
+	@$(BIN)/ruff check --fix nbs tests setup.py
 	@$(BIN)/nbdev_export
 	@$(BIN)/nbdev_clean
 	@for notebook in nbs/experiments/*.ipynb; do \
 	    $(BIN)/jupytext --quiet --to py:percent --output scripts/$$(basename $$notebook .ipynb).py $$notebook; done
-	@$(BIN)/ruff check --fix .
 
 chapters: $(VENV)/installed  ## run every chapter in place, which renews the figures on its page
 	@for notebook in nbs/[0-9]*.ipynb; do \

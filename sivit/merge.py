@@ -8,6 +8,7 @@ __all__ = ['MERGERS', 'PADDINGS', 'Merger', 'list_mergers', 'create_merger', 'No
 
 # %% ../nbs/07_merge.ipynb #2dab138e
 import inspect
+import itertools
 
 import torch
 import torch.nn.functional as F

@@ -11,6 +11,7 @@ import itertools
 import random
 from collections.abc import Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 

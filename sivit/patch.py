@@ -8,6 +8,7 @@ __all__ = ['check_images', 'patch_grid', 'pad_to_patches', 'PatchEmbed']
 # %% ../nbs/03_patch.ipynb #6e7ce4ce
 import math
 
+import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn

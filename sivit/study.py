@@ -22,7 +22,7 @@ import pandas as pd
 import torch
 from scipy.stats import t as student_t
 
-from .core import to_dict, write_atomic
+from .core import from_dict, to_dict, write_atomic
 from .cost import count_macs
 from .data import create_dataset
 from .evaluate import accuracy_along_canvas, accuracy_along_resolution, accuracy_along_scale

@@ -24,9 +24,9 @@ from torchvision.ops import StochasticDepth
 import sivit.relative  # noqa: F401 (registers the encodings inside attention)
 from .attention import Attention
 from .core import Registry, from_dict, to_dict, write_atomic
-from .merge import MERGERS, create_merger
+from .merge import MERGERS, create_merger, list_mergers
 from .patch import PatchEmbed, patch_grid
-from .position import POSITIONS, Position, create_position
+from .position import POSITIONS, Position, create_position, list_positions
 
 # %% ../nbs/08_vit.ipynb #b2c87a0d
 @dataclasses.dataclass(frozen=True)

@@ -32,7 +32,7 @@ def copy(tmp_path):
     project = tmp_path / "project"
     for name in ("nbs", "sivit"):
         shutil.copytree(ROOT / name, project / name, ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints"))
-    for name in ("settings.ini", "setup.py", "README.md"):
+    for name in ("settings.ini", "setup.py", "README.md", "jupytext.toml"):
         shutil.copy(ROOT / name, project / name)
     return project
 
@@ -52,10 +52,13 @@ def test_notebooks_are_clean(copy):
 
 
 @pytest.mark.parametrize("notebook", sorted((ROOT / "nbs/experiments").glob("*.ipynb")), ids=lambda path: path.stem)
-def test_twins_are_in_sync(notebook):
+def test_twins_are_in_sync(notebook, copy):
     twin = ROOT / "scripts" / f"{notebook.stem}.py"
     assert twin.exists(), f"{twin.relative_to(ROOT)} is missing. Run 'make fix'."
-    wanted = run("jupytext", "--quiet", "--to", "py:percent", "--output", "-", str(notebook))
+    (copy / "scripts").mkdir()
+    made = f"scripts/{notebook.stem}.py"
+    run("jupytext", "--quiet", "--to", "py:percent", "--output", made, f"nbs/experiments/{notebook.name}", cwd=copy)
+    wanted = (copy / made).read_text()
     mend = "Run 'make fix' to take the notebook's text, or 'jupytext --sync' to take the script's."
     assert twin.read_text() == wanted, f"{twin.relative_to(ROOT)} differs from its notebook. {mend}"
 
