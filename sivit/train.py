@@ -20,7 +20,7 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, SequentialLR
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from .core import to_dict, write_atomic
 from .data import Batch, PictureDataset, create_dataset, create_loader

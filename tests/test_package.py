@@ -6,7 +6,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 TOOLING = ["nbdev", "fastcore", "execnb", "IPython", "ipykernel", "jupytext", "papermill", "nbformat", "nbclient",
-           "timm", "sklearn", "pypandoc", "typst", "pytest", "yaml", "tabulate"]  # fmt: skip
+           "timm", "sklearn", "pypandoc", "typst", "pytest", "tabulate"]  # fmt: skip
 
 BLOCKED = f"import sys; sys.modules.update(dict.fromkeys({TOOLING}))\n"  # None there makes an import fail
 
