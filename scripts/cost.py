@@ -102,7 +102,7 @@ Markdown(shown.to_markdown(index=False))
 cell = table.set_index(["model", "size"])
 large, small = max(chosen["sizes"]), min(chosen["sizes"])
 numbers = {
-    "provenance": f"profile {profile} · {record['device']}", "model": chosen["model"].replace("_", " "), "small": f"{small}", "large": f"{large}",
+    "provenance": f"profile {profile} · {record['device']}", "model": chosen["model"].split("_")[0], "small": f"{small}", "large": f"{large}",
     "plain_growth": f"{cell.macs['none', large] / cell.macs['none', small]:.0f}",
     "atm_growth": f"{cell.macs['atm', large] / cell.macs['atm', small]:.1f}",
     "atm_saves_macs": f"{cell.macs['none', large] / cell.macs['atm', large]:.1f}",

@@ -119,7 +119,7 @@ for (schedule, position), curve in summary.groupby(["schedule", "position"], sor
     at_seen = curve[curve.value == sizes[schedule]].accuracy.item()
     rows.append({"schedule": schedule, "encoding": position, "area": round(100 * area, 1), "at the seen size": round(100 * at_seen, 1)})
 areas = pd.DataFrame(rows).sort_values(["schedule", "area"], ascending=[False, False])
-Markdown(areas.to_markdown(index=False))
+Markdown(areas.to_markdown(index=False, floatfmt=".1f"))
 
 # %% [markdown]
 # ## Numbers for the paper

@@ -134,7 +134,7 @@ plt.show()
 order = [NAMES[m] for m in ("single", *MERGERS)]
 shown = summary.assign(method=summary.method.map(NAMES), percent=(100 * summary.accuracy).round(1))
 wide = shown.pivot(index=["dataset", "method"], columns="value", values="percent")
-Markdown(wide.loc[[(d, m) for d in names for m in order]].reset_index().to_markdown(index=False))
+Markdown(wide.loc[[(d, m) for d in names for m in order]].reset_index().to_markdown(index=False, floatfmt=".1f"))
 
 # %% [markdown]
 # ## What it costs
@@ -148,7 +148,7 @@ Markdown(wide.loc[[(d, m) for d in names for m in order]].reset_index().to_markd
 cost = table.drop_duplicates("key").groupby(["dataset", "method"], sort=False)[["training_forward_macs", "train_seconds"]].mean()
 cost = cost.rename(columns={"training_forward_macs": "training, 10⁹ MACs", "train_seconds": "training, s"})
 cost["training, 10⁹ MACs"] /= 1e9
-Markdown(cost.round(1).rename(index=NAMES).reset_index().to_markdown(index=False))
+Markdown(cost.round(1).rename(index=NAMES).reset_index().to_markdown(index=False, floatfmt=".1f"))
 
 
 # %% [markdown]
@@ -172,7 +172,7 @@ unseen = pd.concat(
     for task in chosen["tasks"] for rows in [summary[summary.dataset == task["dataset"]]]
 )  # fmt: skip
 passes = (100 * unseen.groupby(["dataset", "method", "passes"], sort=False).accuracy.mean()).unstack("passes")
-Markdown(passes.round(1).rename(index=NAMES).reset_index().to_markdown(index=False))
+Markdown(passes.round(1).rename(index=NAMES).reset_index().to_markdown(index=False, floatfmt=".1f"))
 
 # %% [markdown]
 # ## Numbers for the paper
