@@ -85,3 +85,11 @@ def test_exports_are_short():
             if cell.cell_type == "code" and cell.source.lstrip().startswith("#| export"):
                 lines = cell.source.count("\n") + 1
                 assert lines <= 80, f"{notebook.name}: an export cell of {lines} lines; split it:\n{cell.source[:200]}"
+
+
+def test_no_page_names_somebody_s_machine():
+    homes = {str(ROOT), str(Path.home()), "/site-packages/"} - {"/"}
+    for notebook in (ROOT / "nbs").rglob("*.ipynb"):
+        text = notebook.read_text()
+        named = sorted(path for path in homes if path in text)
+        assert not named, f"{notebook.name} shows paths of a machine: {named}. Silence what printed them and run it again."
