@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, SequentialLR
@@ -139,6 +140,7 @@ def train(
 ) -> Trained:
     "Train a model from scratch; a loss that is not finite raises `FloatingPointError`."
     set_seed(config.seed)
+    AcceleratorState._reset_state()  # it is global and would refuse a second run in another precision
     accelerator = Accelerator(mixed_precision=_precision(config.precision))
     dataset = create_dataset(config.dataset, "train", **config.dataset_options)
     model = _model_for(config, dataset)

@@ -15,10 +15,6 @@ import pytest
 from sivit import report, typeset
 from sivit.report import ReportConfig, ReportError, build_report
 
-pytest.importorskip("pypandoc")
-pytest.importorskip("typst")
-pytest.importorskip("papermill")
-
 ROOT = Path(__file__).resolve().parents[1]
 QUARTO_YML = """
 project: {type: website, output-dir: _site}
