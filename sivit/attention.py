@@ -6,6 +6,8 @@
 __all__ = ['Attention']
 
 # %% ../nbs/06_attention.ipynb #24a45a5f
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -22,12 +24,15 @@ class Attention(nn.Module):
         dim: int,  # width of a token
         heads: int,  # must divide `dim`
         qkv_bias: bool = True,  # whether queries, keys and values have a bias
+        qk_norm: bool = False,  # whether queries and keys are layer-normalised per head
     ):
         super().__init__()
         if heads < 1 or dim % heads:
             raise ValueError(f"dim must be a multiple of heads; dim={dim} and heads={heads} were given.")
         self.heads = heads
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
+        norm = partial(nn.LayerNorm, dim // heads, eps=1e-6) if qk_norm else nn.Identity
+        self.query_norm, self.key_norm = norm(), norm()
         self.projection = nn.Linear(dim, dim)
 
     def forward(
@@ -41,18 +46,21 @@ class Attention(nn.Module):
         if x.shape[1] != prefix + grid[0] * grid[1]:
             raise ValueError(f"{x.shape[1]} tokens do not make {prefix} prefix tokens and a grid of {grid[0]}×{grid[1]}.")
         q, k, v = rearrange(self.qkv(x), "b n (three heads e) -> three b heads n e", three=3, heads=self.heads)
-        place = slice(prefix, None)
-        rotated = position.rotate(q[:, :, place], k[:, :, place], grid, layer)
-        q, k = (_with_prefix(whole, new, prefix) for whole, new in zip((q, k), rotated, strict=True))
-        bias = position.bias(q[:, :, place], grid, layer)
-        bias = None if bias is None else F.pad(bias.to(q.dtype), (prefix, 0, prefix, 0))
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
-        local = position.local(v[:, :, place], grid, layer)
+        q, k, scale = self.query_norm(q), self.key_norm(k), v.shape[-1] ** -0.5
+        places = [t[:, :, prefix:] for t in (q, k, v)]
+        rotated = position.rotate(*places[:2], grid, layer)
+        q, k = map(_with_prefix, (q, k), places, rotated)
+        bias = position.logit_bias(grid, layer, prefix, q.dtype)
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale)
+        local = position.local(places[2], grid, layer)
         if local is not None:
             out = out + F.pad(local.to(out.dtype), (0, 0, prefix, 0))
         return self.projection(rearrange(out, "b heads n e -> b n (heads e)"))
 
 # %% ../nbs/06_attention.ipynb #b5af88b2
-def _with_prefix(whole: Tensor, changed: Tensor, prefix: int) -> Tensor:
-    "`whole` with its tokens after the prefix replaced by `changed`."
-    return torch.cat([whole[:, :, :prefix], changed], dim=2) if prefix else changed
+def _with_prefix(whole: Tensor, places: Tensor, changed: Tensor) -> Tensor:
+    "`whole` with its last tokens, `places`, replaced by `changed`; channels that are new are zero for the others."
+    prefix = whole.shape[2] - places.shape[2]
+    if changed is places:
+        return whole
+    return torch.cat([F.pad(whole[:, :, :prefix], (0, changed.shape[-1] - whole.shape[-1])), changed], dim=2)

@@ -121,7 +121,10 @@ PALETTE = {
 # One look per named component, the same on every page: (colour, marker).
 LOOKS = {
     "none": ("blue", "o"), "avgpool": ("orange", "s"), "convpool": ("green", "^"), "atm": ("vermilion", "D"),
-    "learned": ("blue", "o"), "sincos": ("sky", "v"), "fuzzy": ("vermilion", "D"), "shaw": ("green", "^"), "rpb": ("orange", "s"),
+    "learned": ("blue", "o"), "factorized": ("blue", "s"), "sincos": ("sky", "v"), "fourier": ("sky", "^"),
+    "fuzzy": ("vermilion", "D"), "conditional": ("purple", "o"), "glpe": ("purple", "D"),
+    "shaw": ("green", "^"), "rpb": ("orange", "s"), "log_cpb": ("orange", "^"), "alibi": ("black", "o"), "lookhere": ("black", "D"),
+    "rope_axial": ("yellow", "o"), "rope_mixed": ("yellow", "D"),
     "single": ("blue", "o"), "per_batch": ("orange", "s"), "all": ("vermilion", "D"),
 }  # fmt: skip
 

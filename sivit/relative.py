@@ -37,6 +37,7 @@ class RelativePositionBias(Position):
     "A learned bias per head, block and offset (Swin, Eq. 4); the table of offsets is resized for other grids."
 
     site = "attention"
+    invariant_to = frozenset({"shift"})
 
     def __init__(
         self,
@@ -49,9 +50,9 @@ class RelativePositionBias(Position):
         self.table = nn.Parameter(torch.empty(depth, 2 * grid[0] - 1, 2 * grid[1] - 1, heads))
         nn.init.trunc_normal_(self.table, std=0.02)
 
-    def bias(self, q: Tensor, grid: tuple[int, int], layer: int) -> Tensor:
+    def bias(self, grid: tuple[int, int], layer: int) -> Tensor:
         table = resize_table(self.table[layer], (2 * grid[0] - 1, 2 * grid[1] - 1))
-        return rearrange(table.flatten(0, 1)[offset_index(grid, q.device)], "i j n -> n i j").to(q.dtype)
+        return rearrange(table.flatten(0, 1)[offset_index(grid, table.device)], "i j n -> n i j")
 
 # %% ../nbs/05_relative.ipynb #d556e65c
 @POSITIONS.register("shaw")
@@ -59,6 +60,7 @@ class ShawRelativePosition(Position):
     "A learned key vector per row and column offset, scored by the query (Shaw et al. 2018, Eq. 4)."
 
     site = "attention"
+    invariant_to = frozenset({"shift"})
 
     def __init__(
         self,
@@ -76,15 +78,18 @@ class ShawRelativePosition(Position):
         nn.init.trunc_normal_(self.rows, std=0.02)
         nn.init.trunc_normal_(self.columns, std=0.02)
 
-    def bias(self, q: Tensor, grid: tuple[int, int], layer: int) -> Tensor:
-        (h, w), scale = grid, q.shape[-1] ** -0.5
+    def rotate(self, q: Tensor, k: Tensor, grid: tuple[int, int], layer: int) -> tuple[Tensor, Tensor]:
+        h, w = grid
         rows = self.rows[layer][_clipped_offsets(h, self.clip[0], q.device)].to(q.dtype)
         columns = self.columns[layer][_clipped_offsets(w, self.clip[1], q.device)].to(q.dtype)
-        q = rearrange(q, "b n (h w) e -> b n h w e", h=h, w=w)
-        by_row = torch.einsum("b n h w e, h r e -> b n h w r", q, rows)
-        by_column = torch.einsum("b n h w e, w c e -> b n h w c", q, columns)
-        bias = scale * (by_row[..., :, None] + by_column[..., None, :])
-        return rearrange(bias, "b n h w r c -> b n (h w) (r c)")
+        places = rearrange(q, "b n (h w) e -> b n h w e", h=h, w=w)
+        by_row = torch.einsum("b n h w e, h r e -> b n h w r", places, rows)
+        by_column = torch.einsum("b n h w e, w c e -> b n h w c", places, columns)
+        scores = rearrange(torch.cat([by_row, by_column], -1), "b n h w s -> b n (h w) s")
+        row, column = (torch.eye(n, dtype=q.dtype, device=q.device) for n in grid)
+        one_hot = torch.cat([row[:, None].expand(h, w, h), column[None].expand(h, w, w)], -1)
+        one_hot = rearrange(one_hot, "h w s -> (h w) s").expand(*k.shape[:3], -1)
+        return torch.cat([q, scores], -1), torch.cat([k, one_hot], -1)
 
 # %% ../nbs/05_relative.ipynb #4dfb94d6
 def _clipped_offsets(n: int, clip: int, device: torch.device) -> Tensor:
