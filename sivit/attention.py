@@ -42,9 +42,14 @@ class Attention(nn.Module):
         grid: tuple[int, int],  # (h, w) of the tokens after the prefix
         layer: int,  # number of this block, for encodings that differ by block
         prefix: int = 0,  # leading tokens without a place, such as the class token
+        visible: Tensor | None = None,  # (b, n) which tokens of the grid `x` holds, row by row; None: all of them
     ) -> Tensor:  # the same shape
-        if x.shape[1] != prefix + grid[0] * grid[1]:
-            raise ValueError(f"{x.shape[1]} tokens do not make {prefix} prefix tokens and a grid of {grid[0]}×{grid[1]}.")
+        places = grid[0] * grid[1] if visible is None else visible.shape[1]
+        if x.shape[1] != prefix + places:
+            given = f"{prefix} prefix tokens and " + (f"a grid of {grid[0]}×{grid[1]}" if visible is None else f"{places} visible ones")
+            raise ValueError(f"{x.shape[1]} tokens do not make {given}.")
+        if visible is not None:
+            position = _Visible(position, visible)
         q, k, v = rearrange(self.qkv(x), "b n (three heads e) -> three b heads n e", three=3, heads=self.heads)
         q, k, scale = self.query_norm(q), self.key_norm(k), v.shape[-1] ** -0.5
         places = [t[:, :, prefix:] for t in (q, k, v)]
@@ -64,3 +69,31 @@ def _with_prefix(whole: Tensor, places: Tensor, changed: Tensor) -> Tensor:
     if changed is places:
         return whole
     return torch.cat([F.pad(whole[:, :, :prefix], (0, changed.shape[-1] - whole.shape[-1])), changed], dim=2)
+
+# %% ../nbs/06_attention.ipynb #8f3aa117
+class _Visible:
+    "The hooks of an encoding for tokens `(b, n)` of the grid, the others being absent."
+
+    def __init__(self, position: Position, visible: Tensor):
+        if position.reads_neighbours:
+            raise ValueError(
+                f"{type(position).__name__} convolves the map of tokens and cannot serve where tokens are missing, as in masked "
+                "pre-training; choose an encoding without a convolution, such as 'learned', 'fuzzy' or 'rope_mixed'."
+            )
+        self.position, self.visible = position, visible
+
+    def rotate(self, q: Tensor, k: Tensor, grid: tuple[int, int], layer: int) -> tuple[Tensor, Tensor]:
+        index = self.visible[:, None, :, None]
+        spread = [t.new_zeros(*t.shape[:2], grid[0] * grid[1], t.shape[-1]).scatter(2, index.expand_as(t), t) for t in (q, k)]
+        turned = self.position.rotate(*spread, grid, layer)
+        return tuple(t.gather(2, index.expand(-1, t.shape[1], -1, t.shape[-1])) for t in turned)
+
+    def logit_bias(self, grid: tuple[int, int], layer: int, prefix: int, dtype: torch.dtype) -> Tensor | None:
+        bias = self.position.logit_bias(grid, layer, prefix, dtype)
+        if bias is None:
+            return None
+        keep = torch.cat([torch.arange(prefix, device=bias.device).expand(len(self.visible), -1), prefix + self.visible], 1)
+        return rearrange(bias[:, keep[:, :, None], keep[:, None, :]], "heads b i j -> b heads i j")
+
+    def local(self, v: Tensor, grid: tuple[int, int], layer: int) -> None:
+        return None

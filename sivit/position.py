@@ -4,9 +4,13 @@
 
 # %% auto #0
 __all__ = ['POSITIONS', 'BIAS_CACHE_BYTES', 'Position', 'create_position', 'list_positions', 'NoPosition', 'resize_table',
-           'LearnedPosition', 'sincos', 'grid_coordinates', 'SinCosPosition', 'sample_table', 'FuzzyPositionalEncoding']
+           'LearnedPosition', 'sincos', 'grid_coordinates', 'SinCosPosition', 'read_axis', 'FactorizedPosition',
+           'LearnedFourierPosition', 'sample_table', 'FuzzyPositionalEncoding', 'DepthwiseConvolution',
+           'ConditionalPositionalEncoding', 'GlobalLocalPositionalEncoding']
 
 # %% ../nbs/04_position.ipynb #2998b9c2
+import math
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -60,6 +64,13 @@ class Position(nn.Module):
     def local(self, v: Tensor, grid: tuple[int, int], layer: int) -> Tensor | None:
         "From values `(b, heads, N, e)`: what is added to attention's output, the same shape, or None."
         return None
+
+    def block_of(self, parameter: str) -> int | None:
+        "The block that a parameter belongs to, by its name (lists of modules count blocks); None: it acts before the first."
+        _, *rest = parameter.split(".")
+        if rest and rest[0].isdigit():
+            return int(rest[0])
+        return None if self.site == "input" else self.depth - 1
 
     def logit_bias(self, grid: tuple[int, int], layer: int, prefix: int, dtype: torch.dtype) -> Tensor | None:
         "`bias` as attention needs it, zero for the `prefix` tokens without a place: `(heads, prefix + N, prefix + N)` or None."
@@ -180,12 +191,22 @@ def sincos(
 def grid_coordinates(
     grid: tuple[int, int],  # (h, w)
     device: torch.device | None = None,
-) -> Tensor:  # (h, w, 2) row and column indices, float32
-    "The integer coordinates of every token of a grid."
+    reference: tuple[int, int] | None = None,  # grid over which to stretch; None: integer coordinates
+) -> Tensor:  # (h, w, 2) row and column, in tokens of `grid` or of `reference`, float32
+    "The coordinates of every token of a grid, as indices or stretched over a reference grid."
     axes = [torch.arange(n, dtype=torch.float32, device=device) for n in grid]
+    if reference is not None:
+        axes = [(axis + 0.5) * (size / n) - 0.5 for axis, n, size in zip(axes, grid, reference, strict=True)]
     return torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1)
 
 # %% ../nbs/04_position.ipynb #c7a068b3
+def _reference(grid: tuple[int, int], coordinates: str) -> tuple[int, int] | None:
+    "The grid over which `coordinates` are stretched: `grid` if they are fractional, None if they are integer."
+    if coordinates not in ("integer", "fractional"):
+        raise ValueError(f"coordinates must be 'integer' or 'fractional'; {coordinates!r} was given.")
+    return grid if coordinates == "fractional" else None
+
+# %% ../nbs/04_position.ipynb #eeed873d
 @POSITIONS.register("sincos")
 class SinCosPosition(Position):
     "Fixed sine-cosine code of the row and column (MoCo v3, MAE); no parameters."
@@ -200,17 +221,85 @@ class SinCosPosition(Position):
         temperature: float = 10000.0,  # longest wavelength over 2π, in tokens
     ):
         super().__init__(dim, heads, depth, grid)
-        if coordinates not in ("integer", "fractional"):
-            raise ValueError(f"coordinates must be 'integer' or 'fractional'; {coordinates!r} was given.")
         sincos(torch.zeros(2), dim, temperature)
-        self.coordinates, self.temperature = coordinates, temperature
+        self.reference, self.temperature = _reference(self.grid, coordinates), temperature
 
     def embed(self, x: Tensor) -> Tensor:
-        places = grid_coordinates(x.shape[1:3], x.device)
-        if self.coordinates == "fractional":
-            scale = places.new_tensor(self.grid) / places.new_tensor(x.shape[1:3])
-            places = (places + 0.5) * scale - 0.5
+        places = grid_coordinates(x.shape[1:3], x.device, self.reference)
         return x + sincos(places, self.dim, self.temperature).to(x.dtype)
+
+# %% ../nbs/04_position.ipynb #78942e61
+def read_axis(
+    table: Tensor,  # (n, d) one vector per row, or per column
+    places: Tensor,  # (m,) coordinates along that axis, in entries of the table
+) -> Tensor:  # (m, d)
+    "Read a table along one axis: linear between its entries, the first and the last repeated beyond them."
+    last = table.shape[0] - 1
+    places = places.clamp(0, last)
+    before = places.long()
+    after = (before + 1).clamp(max=last)
+    return torch.lerp(table.float()[before], table.float()[after], (places - before)[:, None]).to(table.dtype)
+
+
+@POSITIONS.register("factorized")
+class FactorizedPosition(Position):
+    "A free vector per row plus one per column (NaViT, factorised absolute or fractional embeddings)."
+
+    def __init__(
+        self,
+        dim: int,  # width of a token
+        heads: int,  # attention heads; unused, as `depth`
+        depth: int,  # blocks
+        grid: tuple[int, int],  # (h, w): entries of the two tables
+        coordinates: str = "fractional",  # "fractional": stretched; "integer": by index, the last entry repeated
+    ):
+        super().__init__(dim, heads, depth, grid)
+        self.reference = _reference(self.grid, coordinates)
+        self.rows, self.columns = (nn.Parameter(torch.empty(n, dim)) for n in self.grid)
+        nn.init.trunc_normal_(self.rows, std=0.02)
+        nn.init.trunc_normal_(self.columns, std=0.02)
+
+    def embed(self, x: Tensor) -> Tensor:
+        places = grid_coordinates(x.shape[1:3], x.device, self.reference)
+        rows, columns = read_axis(self.rows, places[:, 0, 0]), read_axis(self.columns, places[0, :, 1])
+        return x + (rows[:, None] + columns).to(x.dtype)
+
+# %% ../nbs/04_position.ipynb #86c9a2d3
+@POSITIONS.register("fourier")
+class LearnedFourierPosition(Position):
+    "A learned function of the place: Fourier features through an MLP (Li et al. 2021, Algorithm 1)."
+
+    def __init__(
+        self,
+        dim: int,  # width of a token
+        heads: int,  # attention heads; unused, as `depth`
+        depth: int,  # blocks
+        grid: tuple[int, int],  # (h, w) over which fractional coordinates are stretched
+        coordinates: str = "fractional",  # "fractional": interpolates; "integer": extrapolates
+        features: int | None = None,  # sines and cosines together, F; None: `dim`
+        hidden: int = 32,  # width of the MLP
+        gamma: float = 2.0,  # reach of the code at the start, in tokens of the reference grid
+    ):
+        super().__init__(dim, heads, depth, grid)
+        features = dim if features is None else features
+        if features < 2 or features % 2 or hidden < 1 or gamma <= 0:
+            given = f"{features}, {hidden} and {gamma} were given"
+            raise ValueError(f"features must be even and positive, hidden at least 1 and gamma above 0; {given}.")
+        self.reference = _reference(self.grid, coordinates)
+        self.frequencies = nn.Parameter(torch.randn(2, features // 2) / gamma)
+        self.mlp = nn.Sequential(nn.Linear(features, hidden), nn.GELU(), nn.Linear(hidden, dim))
+        for layer in (self.mlp[0], self.mlp[2]):
+            nn.init.xavier_uniform_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def waves(self, places: Tensor) -> Tensor:
+        "Cosines and sines of places `(..., 2)` -> `(..., F)`, in float32: angles do not survive half precision."
+        angles = (places[..., None] * self.frequencies.float()).sum(-2)
+        return torch.cat([angles.cos(), angles.sin()], dim=-1) * (2 * angles.shape[-1]) ** -0.5
+
+    def embed(self, x: Tensor) -> Tensor:
+        waves = self.waves(grid_coordinates(x.shape[1:3], x.device, self.reference))
+        return x + self.mlp(waves.to(self.mlp[0].weight.dtype)).to(x.dtype)
 
 # %% ../nbs/04_position.ipynb #6cbff69b
 def sample_table(
@@ -218,10 +307,10 @@ def sample_table(
     places: Tensor,  # (b, h', w', 2) rows and columns in tokens, on a grid of h'×w' tokens
 ) -> Tensor:  # (b, h', w', d)
     "Read a table of positions at fractional token coordinates: bilinear, by pixel centres, border repeated."
-    size = places.new_tensor(places.shape[1:3])
-    normalised = 2 * (places + 0.5) / size - 1
-    source = rearrange(table.float(), "h w d -> 1 d h w").expand(len(places), -1, -1, -1)
-    sampled = F.grid_sample(source, normalised.flip(-1), mode="bilinear", padding_mode="border", align_corners=False)
+    (b, h, w), (rows, columns) = places.shape[:3], places.unbind(-1)
+    normalised = torch.stack([(2 * columns + 1) / w - 1, (2 * rows + 1) / h - 1], dim=-1)  # grid_sample wants x, y
+    source = rearrange(table.float(), "h w d -> 1 d h w").expand(b, -1, -1, -1)
+    sampled = F.grid_sample(source, normalised, mode="bilinear", padding_mode="border", align_corners=False)
     return rearrange(sampled, "b d h w -> b h w d").to(table.dtype)
 
 
@@ -253,3 +342,77 @@ class FuzzyPositionalEncoding(Position):
 
     def embed(self, x: Tensor) -> Tensor:
         return x + sample_table(self.table, self.places(x)).to(x.dtype)
+
+# %% ../nbs/04_position.ipynb #68c4f6d8
+class DepthwiseConvolution(nn.Conv2d):
+    "A 3×3 convolution of every channel of a map `(b, h, w, d)` by itself, with zeros beyond the border."
+
+    def __init__(
+        self,
+        dim: int,  # channels
+    ):
+        super().__init__(dim, dim, kernel_size=3, padding=1, groups=dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = super().forward(rearrange(x, "b h w d -> b d h w").to(self.weight.dtype))
+        return rearrange(y, "b d h w -> b h w d").to(x.dtype)
+
+
+@POSITIONS.register("conditional")
+class ConditionalPositionalEncoding(Position):
+    "A depth-wise convolution added to the map after chosen blocks (CPE by PEG, Chu et al. 2023, §3.2)."
+
+    site = "attention"
+    reads_neighbours = True
+
+    def __init__(
+        self,
+        dim: int,  # width of a token
+        heads: int,  # attention heads; unused, as `grid`
+        depth: int,  # blocks
+        grid: tuple[int, int],  # (h, w)
+        after: tuple[int, ...] = (0,),  # blocks, counted from 0, behind which the map is convolved
+    ):
+        super().__init__(dim, heads, depth, grid)
+        if not after or not set(after) <= set(range(depth)):
+            raise ValueError(f"after must name blocks 0 to {depth - 1}; {tuple(after)} was given.")
+        self.convolutions = nn.ModuleDict({str(layer): DepthwiseConvolution(dim) for layer in after})
+
+    def between(self, x: Tensor, layer: int) -> Tensor:
+        return x + self.convolutions[str(layer)](x) if str(layer) in self.convolutions else x
+
+# %% ../nbs/04_position.ipynb #2ef203e4
+@POSITIONS.register("glpe")
+class GlobalLocalPositionalEncoding(Position):
+    "A convolved code of fractional coordinates at the input, convolved values in every block (ResFormer §4.2)."
+
+    reads_neighbours = True
+
+    def __init__(
+        self,
+        dim: int,  # width of a token, a multiple of 4
+        heads: int,  # attention heads
+        depth: int,  # blocks, each with its own local filters
+        grid: tuple[int, int],  # (h, w); unused
+        shared_heads: bool = True,  # whether the heads of a block share their filters, as in the paper's code
+        temperature: float = 10000.0,  # ratio of the longest to the shortest wavelength
+    ):
+        super().__init__(dim, heads, depth, grid)
+        sincos(torch.zeros(2), dim, temperature)
+        self.shared_heads, self.temperature = shared_heads, temperature
+        self.global_convolution = DepthwiseConvolution(dim)
+        filters = dim // heads if shared_heads else dim
+        self.local_convolutions = nn.ModuleList(DepthwiseConvolution(filters) for _ in range(depth))
+        for parameter in self.local_convolutions.parameters():
+            nn.init.zeros_(parameter)
+
+    def embed(self, x: Tensor) -> Tensor:
+        h, w = x.shape[1:3]
+        rows, columns = (grid_coordinates((h, w), x.device) + 1).unbind(-1)
+        angles = 2 * math.pi * torch.stack([columns / w, rows / h], dim=-1)  # swapped: `sincos` puts the second first
+        return x + self.global_convolution(sincos(angles, self.dim, self.temperature)[None]).to(x.dtype)
+
+    def local(self, v: Tensor, grid: tuple[int, int], layer: int) -> Tensor:
+        flat, maps = "b n (h w) e", "(b n) h w e" if self.shared_heads else "b h w (n e)"
+        y = self.local_convolutions[layer](rearrange(v, f"{flat} -> {maps}", h=grid[0], w=grid[1]))
+        return rearrange(y, f"{maps} -> {flat}", n=self.heads)

@@ -1,49 +1,88 @@
-"""Against peers: with the same weights our plain transformer is timm's, also at sizes it was not laid out for."""
+"""Against peers: with the same weights our models are timm's and torchvision's, also at sizes they were not laid out for."""
 
 import pytest
 import timm
 import torch
+import torchvision
 from timm.layers import build_sincos2d_pos_embed, resample_abs_pos_embed
 from torchvision.models.swin_transformer import ShiftedWindowAttention, _get_relative_position_bias
 
-from sivit.position import create_position, resize_table
+from sivit.interop import from_timm, from_torchvision
+from sivit.position import create_position, resize_table, sample_table
 from sivit.relative import offset_index
-from sivit.vit import ViT, ViTConfig
+
+CLOSE = {"atol": 1e-4, "rtol": 1e-4}
+TIMM = {
+    "vit_tiny_patch16_224": {},
+    "vit_small_patch32_224": {"depth": 12},
+    "vit_base_patch8_224": {"depth": 1},
+    "vit_small_patch14_dinov2": {},  # layer-scale
+    "vit_small_patch14_reg4_dinov2": {},  # layer-scale, registers without positions
+    "vit_small_patch16_36x1_224": {"depth": 4},  # layer-scale
+    "vit_medium_patch16_gap_240": {},  # mean of the map, no class token
+    "vit_medium_patch16_reg4_gap_256": {},  # mean, registers, no class token
+    "vit_betwixt_patch16_reg1_gap_256": {},
+    "vit_base_patch16_224_miil": {},  # queries, keys and values without bias
+    "vit_tiny_patch16_384": {"qk_norm": True},
+    "vit_small_patch16_224": {"global_pool": "avg", "reg_tokens": 2},  # mean beside a class token, registers with positions
+    "vit_small_patch16_384": {"pos_embed": "none"},
+    "deit_tiny_patch16_224": {"depth": 12},
+    "deit3_small_patch16_224": {},  # layer-scale, class token without position
+    "deit_base_patch16_384": {"depth": 1},
+}
 
 
-def from_timm(theirs, **config):
-    "Our model with the weights of a timm ViT (class token, learned positions, linear head)."
-    patch = theirs.patch_embed.patch_size[0]
-    sizes = {"dim": theirs.embed_dim, "depth": len(theirs.blocks), "heads": theirs.blocks[0].attn.num_heads}
-    ours = ViT(ViTConfig(patch_size=patch, num_classes=theirs.num_classes, **sizes, **config))
-    grid = ours.config.grid
-    names = {"attn.qkv": "attention.qkv", "attn.proj": "attention.projection", "mlp.fc1": "mlp.0", "mlp.fc2": "mlp.2"}
-    weights = {}
-    for name, value in theirs.state_dict().items():
-        for old, new in names.items():
-            name = name.replace(old, new)
-        name = name.replace("patch_embed.proj.", "patch_embed.projection.")
-        weights["head.0." + name.removeprefix("head.") if name.startswith("head.") else "encoder." + name] = value
-    table = weights.pop("encoder.pos_embed")
-    weights["encoder.class_token"] = weights.pop("encoder.cls_token") + table[:, :1]
-    weights["encoder.position.table"] = table[0, 1:].reshape(*grid, -1)
-    ours.load_state_dict(weights)
-    return ours.eval()
+def randomise(model):
+    "Every parameter as training might leave it: no zeros, ones or equal tokens that would hide a mistake."
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, 0.3 if parameter.ndim == 1 else 0.0, 0.3 if parameter.ndim == 1 else 0.05)
+    return model.eval()
 
 
 @pytest.mark.parametrize("seed", [0, 1])
-@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "vit_small_patch32_224", "deit_tiny_patch16_224"])
-def test_logits_equal_timm(name, seed, size=224):
+@pytest.mark.parametrize("name", TIMM)
+@torch.inference_mode()
+def test_logits_equal_timm(name, seed):
     torch.manual_seed(seed)
-    theirs = timm.create_model(name, num_classes=7, dynamic_img_size=True).eval()
-    torch.nn.init.normal_(theirs.head.weight)
-    ours = from_timm(theirs, image_size=size, position_options={"antialias": True})
-    images = torch.randn(2, 3, size, size)
-    with torch.inference_mode():
-        torch.testing.assert_close(ours(images), theirs(images), atol=1e-4, rtol=1e-4)
-        for other in [(96, 96), (64, 288), (320, 256)]:
-            images = torch.randn(1, 3, *other)
-            torch.testing.assert_close(ours(images), theirs(images), atol=1e-4, rtol=1e-4)
+    with torch.inference_mode(False):
+        theirs = timm.create_model(name, **{"num_classes": 7, "dynamic_img_size": True, "depth": 2} | TIMM[name])
+    ours, patch = from_timm(randomise(theirs)), theirs.patch_embed.patch_size[0]
+    for grid in [theirs.patch_embed.grid_size, (6, 6), (3, 18), (20, 13)]:
+        images = torch.randn(2, 3, grid[0] * patch, grid[1] * patch)
+        torch.testing.assert_close(ours(images), theirs(images), **CLOSE)
+    maps = theirs.forward_intermediates(images, indices=[0], norm=True, intermediates_only=True)
+    torch.testing.assert_close(ours.forward_intermediates(images, [0], norm=True)[1], maps, **CLOSE)
+    read = [model.forward_head(model.forward_features(images), pre_logits=True) for model in (ours, theirs)]
+    torch.testing.assert_close(*read, **CLOSE)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("name", ["vit_b_16", "vit_b_32", "vit_l_32"])
+@torch.inference_mode()
+def test_logits_equal_torchvision(name, seed, monkeypatch):
+    torch.manual_seed(seed)
+    make = torchvision.models.vision_transformer.VisionTransformer
+    monkeypatch.setattr(
+        "torchvision.models.vision_transformer.VisionTransformer",
+        lambda num_layers, **widths: make(num_layers=2, **widths),  # the real widths, fewer blocks
+    )
+    theirs = randomise(getattr(torchvision.models, name)(num_classes=7, image_size=96 if name == "vit_b_16" else 160))
+    images = torch.randn(2, 3, theirs.image_size, theirs.image_size)
+    ours = from_torchvision(theirs)
+    torch.testing.assert_close(ours(images), theirs(images), **CLOSE)
+    assert ours(torch.randn(1, 3, 64, 192)).shape == (1, 7)
+
+
+def test_a_model_keeps_its_type():
+    theirs = timm.create_model("vit_tiny_patch16_224", depth=1, num_classes=3).bfloat16()
+    assert from_timm(theirs).head[0].weight.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("grid", [(14, 14), (7, 28), (20, 9), (1, 1)])
+def test_interpolation_and_sampling_agree(grid):
+    rows, columns = torch.meshgrid(*(torch.arange(n) for n in grid), indexing="ij")
+    table, places = torch.randn(14, 14, 8), torch.stack([rows, columns], -1)[None].float()
+    torch.testing.assert_close(sample_table(table, places)[0], resize_table(table, grid, mode="bilinear"))
 
 
 @pytest.mark.parametrize("grid", [(14, 14), (7, 28), (20, 9), (1, 1)])
