@@ -125,7 +125,7 @@ LOOKS = {
     "fuzzy": ("vermilion", "D"), "conditional": ("purple", "o"), "glpe": ("purple", "D"),
     "shaw": ("green", "^"), "rpb": ("orange", "s"), "log_cpb": ("orange", "^"), "alibi": ("black", "o"), "lookhere": ("black", "D"),
     "rope_axial": ("yellow", "o"), "rope_mixed": ("yellow", "D"),
-    "single": ("blue", "o"), "per_batch": ("orange", "s"), "all": ("vermilion", "D"),
+    "single": ("blue", "o"), "per_batch": ("orange", "s"), "per_epoch": ("green", "^"), "all": ("vermilion", "D"),
 }  # fmt: skip
 
 

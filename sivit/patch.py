@@ -55,8 +55,10 @@ def pad_to_patches(
 ) -> Tensor:  # (b, c, H', W'), both sides multiples of `patch_size`, and the margin
     "Repeat the border on the right and at the bottom, up to the next whole patch; a size that divides is untouched."
     before, after = margin
-    right, bottom = -images.shape[-1] % patch_size, -images.shape[-2] % patch_size
-    return F.pad(images, (before, right + after, before, bottom + after), mode="replicate")
+    right, bottom = (after + -side % patch_size for side in (images.shape[-1], images.shape[-2]))
+    if not (before or right or bottom):
+        return images
+    return F.pad(images, (before, right, before, bottom), mode="replicate")
 
 # %% ../nbs/03_patch.ipynb #0d29632f
 STEMS = Registry("stem")
