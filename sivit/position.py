@@ -78,7 +78,10 @@ class Position(nn.Module):
             return None
         key = (tuple(grid), layer if self.per_block else 0, prefix, dtype)
         learning = torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters())
-        if learning or torch.compiler.is_compiling():
+        if torch.compiler.is_compiling():
+            return self._make_bias(*key)
+        if learning:
+            self._biases.clear()
             return self._make_bias(*key)
         return self._biases.get(self, key)
 
@@ -93,13 +96,21 @@ class _BiasCache:
     "Biases of the grids seen lately, dropped when a parameter changes or when they fill more than `BIAS_CACHE_BYTES`."
 
     def __init__(self):
-        self.state, self.entries = None, {}
+        self.clear()
+
+    def __reduce__(self):
+        return _BiasCache, ()  # a copy of the encoding, or a pickle of it, starts empty
+
+    def clear(self) -> None:
+        self.sources, self.versions, self.entries = [], [], {}
 
     def get(self, position: "Position", key: tuple) -> Tensor:
         tensors = [*position.parameters(), *position.buffers()]
-        state = [(t.data_ptr(), t.device, None if t.is_inference() else t._version) for t in tensors]
-        if state != self.state:
-            self.state, self.entries = state, {}
+        if any(tensor.is_inference() for tensor in tensors):
+            return position._make_bias(*key)  # such tensors do not tell when they change
+        if not self._up_to_date(tensors):
+            self.clear()
+            self.sources, self.versions = [t.detach() for t in tensors], [t._version for t in tensors]
         if key not in self.entries:
             with torch.inference_mode(False), torch.no_grad():
                 bias = position._make_bias(*key)
@@ -109,6 +120,13 @@ class _BiasCache:
                 return bias
             self.entries[key] = bias
         return self.entries[key]
+
+    def _up_to_date(self, tensors: list[Tensor]) -> bool:
+        "Whether the tensors are those of last time, in memory and in version."
+        if len(tensors) != len(self.sources):
+            return False
+        pairs = zip(tensors, self.sources, self.versions, strict=True)
+        return all(t.data_ptr() == old.data_ptr() and t.device == old.device and t._version == v for t, old, v in pairs)
 
 # %% ../nbs/04_position.ipynb #ae032ce8
 def create_position(
