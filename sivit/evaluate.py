@@ -38,7 +38,7 @@ def predict(
     try:
         loader = create_loader(dataset, batch_size, as_size(size), workers=workers)
         with torch.inference_mode():
-            batches = [(model(images.to(device)), labels) for (images,), labels in loader]
+            batches = [(model(batch.images[0].to(device)), batch.labels) for batch in loader]
     finally:
         for module, training in modes.items():
             module.training = training
