@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MERGERS', 'PADDINGS', 'Merger', 'list_mergers', 'create_merger', 'NoMerger', 'AveragePool', 'ConvPool',
-           'merge_schedule', 'cell_slots', 'cell_members', 'GridAttention', 'AdaptiveTokenMerger']
+           'merge_schedule', 'cell_edges', 'cell_members', 'GridAttention', 'AdaptiveTokenMerger']
 
 # %% ../nbs/07_merge.ipynb #2dab138e
 import inspect
@@ -131,57 +131,63 @@ def merge_schedule(
         raise ValueError(f"An axis and its target need at least one token each; {n} and {target} were given.")
     sizes = []
     while n > target:
-        n = max(target, -(-n // 2))
+        n = _halved(n, target)
         sizes.append(n)
     return sizes
+
+
+def _halved(n: int, target: int) -> int:
+    "Cells of one axis after one pass; `sym_max` serves sizes that a compiler keeps symbolic too."
+    return torch.sym_max(target, (n + 1) // 2)
 
 # %% ../nbs/07_merge.ipynb #d90c25ff
 PADDINGS = ("paper", "even")
 
 
-def cell_slots(
+def cell_edges(
     n: int,  # tokens on one axis
     cells: int,  # cells on it, n/2 ≤ cells ≤ n
-    padding: str = "paper",  # where single tokens sit: "paper", in the first cells (ViTAR, Fig. 4); "even", spread
+    padding: str = "paper",  # which cells hold one token: "paper", the first (ViTAR, Fig. 4); "even", spread
     device: torch.device | str | None = None,
-) -> Tensor:  # (n,) long: the slot of each token among 2·cells, or among `cells` where n equals it
-    "Where the tokens of one axis go when it is cut into cells of two slots; what stays empty is padding."
+) -> Tensor:  # (cells + 1,) long: the first token of every cell, then n
+    "Where the cells of one axis begin; a cell ends where the next begins, after one token or two."
     if padding not in PADDINGS:
         raise ValueError(f"padding must be one of {', '.join(PADDINGS)}; {padding!r} was given.")
-    if not 1 <= cells <= n <= 2 * cells:
+    traced = torch.compiler.is_compiling()  # symbolic sizes: a check would tie the graph to them
+    if not traced and not 1 <= cells <= n <= 2 * cells:
         need = f"{-(-n // 2)} to {n}"
         raise ValueError(f"Cells hold one or two tokens, so {n} tokens need {need} cells; {cells} were given.")
-    token = torch.arange(n, device=device)
-    if n == cells:
-        return token
+    cell = torch.arange(cells + 1, device=device)
     if padding == "paper":
-        singles = 2 * cells - n
-        return torch.where(token < singles, 2 * token, token + singles)
-    starts = (2 * n * torch.arange(cells, device=device) + cells) // (2 * cells)  # i·n/cells, rounded to the nearest
-    cell = torch.searchsorted(starts, token, right=True) - 1
-    return token + 2 * cell - starts[cell]
+        return torch.maximum(cell, 2 * cell - (2 * cells - n))
+    return (2 * n * cell + cells) // (2 * cells)
 
 # %% ../nbs/07_merge.ipynb #e9f82bcd
 def cell_members(
     grid: tuple[int, int],  # rows and columns of tokens
     cells: tuple[int, int],  # rows and columns of cells
-    padding: str = "paper",  # see `cell_slots`
+    padding: str = "paper",  # see `cell_edges`
+    masked: bool = True,  # a lone token fills both slots of its axis; False: the other holds token h·w, a zero
     device: torch.device | str | None = None,
-) -> Tensor:  # (cells, slots) long: token indices, row by row; −1 where a slot is empty; 1, 2 or 4 slots
+) -> Tensor:  # (cells, 4) long: token indices, row by row
     "The tokens of every cell of a pass, for both axes together."
-    rows, columns = (_axis_members(n, c, padding, device) for n, c in zip(grid, cells, strict=True))
-    rows = rearrange(rows, "gh kh -> gh 1 kh 1")
-    columns = rearrange(columns, "gw kw -> 1 gw 1 kw")
-    members = torch.where((rows < 0) | (columns < 0), -1, rows * grid[1] + columns)
+    (rows, no_row), (columns, no_column) = (
+        _axis_slots(n, count, padding, device) for n, count in zip(grid, cells, strict=True)
+    )
+    members = rearrange(rows, "gh kh -> gh 1 kh 1") * grid[1] + rearrange(columns, "gw kw -> 1 gw 1 kw")
+    if not masked:
+        empty = rearrange(no_row, "gh kh -> gh 1 kh 1") | rearrange(no_column, "gw kw -> 1 gw 1 kw")
+        members = torch.where(empty, grid[0] * grid[1], members)
     return rearrange(members, "gh gw kh kw -> (gh gw) (kh kw)")
 
 # %% ../nbs/07_merge.ipynb #efca36f3
-def _axis_members(n: int, cells: int, padding: str, device) -> Tensor:
-    "(cells, 1 or 2): the tokens of each cell of one axis, −1 in an empty slot."
-    width = 1 if n == cells else 2
-    members = torch.full((cells * width,), -1, device=device)
-    members[cell_slots(n, cells, padding, device)] = torch.arange(n, device=device)
-    return rearrange(members, "(cells width) -> cells width", width=width)
+def _axis_slots(n: int, cells: int, padding: str, device) -> tuple[Tensor, Tensor]:
+    "(cells, 2) the first and the last token of every cell of one axis, and (cells, 2) which slots are padding."
+    edges = cell_edges(n, cells, padding, device)
+    first, last = edges[:-1], edges[1:] - 1
+    single = first == last
+    padded = single & ~single.all()  # an axis of lone tokens has arrived: no slot is missing
+    return torch.stack([first, last], 1), torch.stack([torch.zeros_like(padded), padded], 1)
 
 # %% ../nbs/07_merge.ipynb #e858ad25
 class GridAttention(nn.Module):
@@ -191,41 +197,27 @@ class GridAttention(nn.Module):
         self,
         dim: int,  # width of a token
         heads: int,  # attention heads; must divide `dim`
-        masked: bool = True,  # empty slots are hidden; False: they are zero tokens that take part
     ):
         super().__init__()
         if dim < 1 or heads < 1 or dim % heads:
             raise ValueError(f"heads must divide dim; {heads} heads and dim {dim} were given.")
-        self.heads, self.masked = heads, masked
+        self.heads = heads
         self.norm = nn.LayerNorm(dim, eps=1e-6)
         self.query, self.key_value, self.out = nn.Linear(dim, dim), nn.Linear(dim, 2 * dim), nn.Linear(dim, dim)
 
     def forward(
         self,
         x: Tensor,  # (b, n, d) tokens
-        members: Tensor,  # (cells, slots) long: tokens of each cell, −1 where empty, as `cell_members` gives it
+        members: Tensor,  # (cells, slots) long: the tokens of each cell, as `cell_members` lists them
     ) -> Tensor:  # (b, cells, d)
-        empty = members < 0
-        if self.masked:
-            members = torch.where(empty, members[:, :1], members)
-        else:
-            members = torch.where(empty, x.shape[1], members)
-            x, empty = F.pad(x, (0, 0, 0, 1)), torch.zeros_like(empty)
-        mean = _cell_mean(x, members, empty)
+        mean = _deal(x, members).mean(2)
         query = rearrange(self.query(self.norm(mean)), "b c (m e) -> b c 1 m e", m=self.heads)
         key, value = _deal(self.key_value(self.norm(x)), members).chunk(2, dim=-1)
         key, value = (rearrange(t, "b c k (m e) -> b c k m e", m=self.heads) for t in (key, value))
-        logits = (query * key).sum(-1) * key.shape[-1] ** -0.5
-        weights = logits.masked_fill(empty[..., None], float("-inf")).softmax(dim=2)
+        weights = ((query * key).sum(-1) * key.shape[-1] ** -0.5).softmax(dim=2)
         return mean + self.out(rearrange((weights[..., None] * value).sum(2), "b c m e -> b c (m e)"))
 
 # %% ../nbs/07_merge.ipynb #aada5caf
-def _cell_mean(x: Tensor, members: Tensor, empty: Tensor) -> Tensor:
-    "(b, cells, d): the mean of each cell's tokens, empty slots left out."
-    weights = (~empty).to(x.dtype)
-    return (_deal(x, members) * weights[..., None]).sum(2) / weights.sum(1, keepdim=True)
-
-
 def _deal(x: Tensor, members: Tensor) -> Tensor:
     "(b, n, d) to (b, cells, slots, d); `index_select` has a cheaper gradient than advanced indexing."
     return x.index_select(1, members.flatten()).unflatten(1, members.shape)
@@ -239,43 +231,66 @@ class AdaptiveTokenMerger(Merger):
         self,
         dim: int,  # width of a token
         heads: int,  # attention heads; must divide `dim`
-        grid: tuple[int, int],  # rows and columns of the merged map
-        padding: str = "paper",  # see `cell_slots`: "paper" or "even"
-        masked: bool = True,  # see `GridAttention`
+        grid: tuple[int, int],  # rows and columns of the merged map; of no effect with `ratio`
+        padding: str = "paper",  # see `cell_edges`: "paper" or "even"
+        masked: bool = True,  # empty slots take no part; False: they are zero tokens that do
         final_pass: bool = False,  # end with a 1×1 pass even if something was merged
         mlp_ratio: float = 4,  # hidden width of the MLP in units of `dim`
+        ratio: int | tuple[int, int] | None = None,  # one pass that merges 1 or 2 tokens per axis, for dense prediction
     ):
         super().__init__(dim, heads, grid)
         if padding not in PADDINGS:
             raise ValueError(f"padding must be one of {', '.join(PADDINGS)}; {padding!r} was given.")
-        self.padding, self.final_pass = padding, final_pass
-        self.attention = GridAttention(dim, heads, masked)
+        self.padding, self.masked, self.final_pass, self.ratio = padding, masked, final_pass, _axis_ratios(ratio)
+        self.attention = GridAttention(dim, heads)
         hidden = int(dim * mlp_ratio)
         self.norm = nn.LayerNorm(dim, eps=1e-6)
         self.mlp = nn.Sequential(nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, dim))
 
+    def output_grid(self, grid: tuple[int, int]) -> tuple[int, int]:
+        return self.passes(grid)[-1]
+
     def passes(self, grid: tuple[int, int]) -> list[tuple[int, int]]:
         "The size of the map after each pass, at least one pass."
-        rows, columns = (merge_schedule(n, target) for n, target in zip(grid, self.grid, strict=True))
-        count = max(len(rows), len(columns))  # an axis that arrives early waits at its target
-        rows, columns = (s + [t] * (count - len(s)) for s, t in zip((rows, columns), self.grid, strict=True))
-        merging = list(zip(rows, columns, strict=True))
-        return [*merging, self.grid] if self.final_pass or not merging else merging
+        if self.ratio is not None:
+            sizes, merged = [tuple((n + r - 1) // r for n, r in zip(grid, self.ratio, strict=True))], self.ratio != (1, 1)
+        else:
+            sizes, merged = [], self._exceeds_target(grid)
+            while self._exceeds_target(grid := self._halved(grid)):
+                sizes.append(grid)
+            sizes.append(self.grid)
+        return [*sizes, sizes[-1]] if self.final_pass and merged else sizes
+
+    def _halved(self, grid: tuple[int, int]) -> tuple[int, int]:
+        return tuple(_halved(n, target) for n, target in zip(grid, self.grid, strict=True))
+
+    def _exceeds_target(self, grid: tuple[int, int]) -> bool:
+        return torch.sym_max(grid[0] * self.grid[1], grid[1] * self.grid[0]) > self.grid[0] * self.grid[1]
 
     def merge(self, x: Tensor) -> Tensor:
-        x = _enlarge(x, self.grid)
+        if self.ratio is None:
+            x = _enlarge(x, self.grid)
         for cells in self.passes(x.shape[1:3]):
-            members = cell_members(x.shape[1:3], cells, self.padding, x.device)
-            x = self.attention(rearrange(x, "b h w d -> b (h w) d"), members)
+            members = cell_members(x.shape[1:3], cells, self.padding, self.masked, x.device)
+            x = rearrange(x, "b h w d -> b (h w) d")
+            x = self.attention(x if self.masked else F.pad(x, (0, 0, 0, 1)), members)
             x = x + self.mlp(self.norm(x))
             x = rearrange(x, "b (h w) d -> b h w d", h=cells[0])
         return x
 
 # %% ../nbs/07_merge.ipynb #3154bd47
+def _axis_ratios(ratio: int | tuple[int, int] | None) -> tuple[int, int] | None:
+    "One ratio for both axes, or two, as a pair."
+    if ratio is None:
+        return None
+    pair = tuple(ratio) if isinstance(ratio, (tuple, list)) else (ratio, ratio)
+    if len(pair) != 2 or not set(pair) <= {1, 2}:
+        raise ValueError(f"ratio must be 1 or 2, or a pair of these for rows and columns; {ratio!r} was given.")
+    return pair
+
+
 def _enlarge(x: Tensor, grid: tuple[int, int]) -> Tensor:
     "(b, h, w, d) with every axis shorter than `grid` resized to it; other axes are left alone."
-    size = tuple(max(n, target) for n, target in zip(x.shape[1:3], grid, strict=True))
-    if size == tuple(x.shape[1:3]):
-        return x
+    size = [torch.sym_max(n, target) for n, target in zip(x.shape[1:3], grid, strict=True)]
     maps = F.interpolate(rearrange(x, "b h w d -> b d h w"), size, mode="bilinear", align_corners=False)
     return rearrange(maps, "b d h w -> b h w d")

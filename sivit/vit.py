@@ -30,6 +30,10 @@ from .merge import MERGERS, NoMerger, create_merger, list_mergers
 from .patch import STEMS, create_stem, patch_grid
 from .position import POSITIONS, Position, create_position, list_positions
 
+# %% ../nbs/08_vit.ipynb #302659e7
+for _first in (torch.empty(1, 1), nn.Parameter(torch.empty(1, 1))):
+    rearrange(_first, "a b -> b a")
+
 # %% ../nbs/08_vit.ipynb #b2c87a0d
 @dataclasses.dataclass(frozen=True)
 class ViTConfig:

@@ -36,7 +36,8 @@ def test_two_graphs_serve_six_sizes(position, merger):
 def test_one_graph_per_number_of_passes():
     model = create_model("vitar_micro_patch4", **SMALL).eval()
     fast, counter = compiled(model)
-    sides = {1: [(44, 44), (52, 40), (64, 60), (36, 64)], 2: [(68, 72), (100, 68), (128, 80)], 3: [(132, 140), (160, 200)]}
+    # PyTorch takes sides that are equal at first for one and the same, so the first picture is not square
+    sides = {1: [(52, 40), (44, 44), (64, 60), (36, 64)], 2: [(68, 72), (100, 68), (128, 80)], 3: [(132, 140), (160, 200)]}
     for graphs, sizes in sides.items():
         for size in sizes:
             images = torch.randn(2, 3, *size)
