@@ -20,7 +20,7 @@ test: $(VENV)/installed  ## run every check; at most ten minutes on two cores
 	@mkdir -p .build; echo "[2/3] chapters, each in a process of its own, two at a time"
 	@ls nbs/*.ipynb | OMP_NUM_THREADS=1 xargs -P 2 -I{} sh -c '$(BIN)/nbdev_test --path {} --n_workers 0 --timing > .build/test-$$(basename {}).log 2>&1 \
 	    && tail -n 1 .build/test-$$(basename {}).log || { cat .build/test-$$(basename {}).log; echo "{} fails; open it and run it."; exit 1; }'
-	@echo "[3/3] tests";      OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests
+	@echo "[3/3] tests";      OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile tests
 
 fix: $(VENV)/installed  ## export and clean the notebooks, renew their twins in scripts/, tidy the code
 	@$(BIN)/ruff check --fix nbs tests setup.py

@@ -86,7 +86,13 @@ class Position(nn.Module):
         return self._biases.get(self, key)
 
     def _make_bias(self, grid: tuple[int, int], layer: int, prefix: int, dtype: torch.dtype) -> Tensor:
-        return F.pad(self.bias(grid, layer).to(dtype), (prefix, 0, prefix, 0))
+        device = next((t.device for t in (*self.parameters(), *self.buffers())), torch.device("cpu"))
+        with torch.autocast(device.type, enabled=False):
+            return F.pad(self.bias(grid, layer).to(dtype), (prefix, 0, prefix, 0))
+
+    def train(self, mode: bool = True) -> "Position":
+        self._biases.clear()
+        return super().train(mode)
 
 # %% ../nbs/04_position.ipynb #56ce44ae
 BIAS_CACHE_BYTES = 2**28
