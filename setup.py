@@ -26,6 +26,6 @@ setup(
     python_requires=">=" + settings["min_python"],
     install_requires=settings["requirements"].split(),
     extras_require={"dev": settings["dev_requirements"].split()},
-    entry_points={"nbdev": ["sivit=sivit._modidx:d"]},
+    entry_points={"nbdev": ["sivit=sivit._modidx:d"], "console_scripts": ["sivit=sivit.cli:main"]},
     zip_safe=False,
 )

@@ -12,6 +12,7 @@ _PUBLIC = {
     "create_merger": "merge", "Merger": "merge", "AdaptiveTokenMerger": "merge",
     "create_dataset": "data", "list_datasets": "data", "create_loader": "data",
     "draw_scenes": "scenes",
+    "from_timm": "interop", "from_torchvision": "interop",
 }  # fmt: skip
 
 __all__ = ["__version__", *_PUBLIC]

@@ -111,12 +111,12 @@ class _BiasCache:
         self.sources, self.versions, self.entries = [], [], {}
 
     def get(self, position: "Position", key: tuple) -> Tensor:
-        tensors = [*position.parameters(), *position.buffers()]
-        if any(tensor.is_inference() for tensor in tensors):
-            return position._make_bias(*key)  # such tensors do not tell when they change
+        tensors = [tensor.detach() for tensor in (*position.parameters(), *position.buffers())]
+        if any(type(tensor) is not Tensor or tensor.is_inference() for tensor in tensors):
+            return position._make_bias(*key)  # such tensors have no address, or do not tell when they change
         if not self._up_to_date(tensors):
             self.clear()
-            self.sources, self.versions = [t.detach() for t in tensors], [t._version for t in tensors]
+            self.sources, self.versions = tensors, [tensor._version for tensor in tensors]
         if key not in self.entries:
             with torch.inference_mode(False), torch.no_grad():
                 bias = position._make_bias(*key)

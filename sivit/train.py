@@ -56,7 +56,8 @@ class TrainConfig:
     sizes: tuple[int, ...] = (16, 24, 32)  # sides of the training pictures, px
     constant_tokens: bool = False  # larger batches at small sizes, so that every step has as many tokens
     consistency: float = 1.0  # weight of the consistency loss between the sizes of one step
-    budget: str = "epochs"  # "epochs": so many passes; "compute": the compute of so many at the largest size alone
+    budget: str = "epochs"  # "epochs": so many passes; "compute": the compute of so many at `budget_size` alone
+    budget_size: int | None = None  # side whose training sets the budget of compute, px; None: the largest of `sizes`
     epochs: int = 20  # passes over the training pictures
     batch_size: int = 64  # pictures per step, over all devices
     learning_rate: float = 1e-3  # peak, after warm-up
@@ -82,8 +83,8 @@ class TrainConfig:
     tensorboard: bool = False  # write the log for TensorBoard too
 
     def __post_init__(self):
-        for name in ("epochs", "batch_size", "learning_rate", "accumulate", "log_every", "save_minutes"):
-            if not getattr(self, name) > 0:
+        for name in ("epochs", "batch_size", "learning_rate", "accumulate", "log_every", "save_minutes", "budget_size"):
+            if getattr(self, name) is not None and not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive; {getattr(self, name)} was given.")
         whole = ("evaluate_every", "save_every", "workers", "seed")
         for name in ("minimum_rate", "weight_decay", "consistency", "mixup", "cutmix", *whole):
@@ -299,8 +300,9 @@ def _steps(config: TrainConfig, schedule: Schedule, loader: Loader, model: ViT) 
     "Updates of the whole run, by its budget."
     if config.budget == "epochs":
         return loader.batch_sampler.steps(config.epochs)
-    macs = {side: _macs(model, side) for side in schedule.sizes}
-    return steps_for_equal_compute(schedule, macs, len(loader.dataset), config.epochs)
+    reference = config.budget_size or max(schedule.sizes)
+    macs = {side: _macs(model, side) for side in {*schedule.sizes, reference}}
+    return steps_for_equal_compute(schedule, macs, len(loader.dataset), config.epochs, reference)
 
 
 def _macs(model: ViT, side: int) -> int:

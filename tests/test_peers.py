@@ -4,8 +4,14 @@ import pytest
 import timm
 import torch
 import torchvision
-from timm.layers import build_sincos2d_pos_embed, resample_abs_pos_embed
-from torchvision.models.swin_transformer import ShiftedWindowAttention, _get_relative_position_bias
+from einops import rearrange
+from timm.layers import apply_rot_embed_cat, build_sincos2d_pos_embed, resample_abs_pos_embed
+from timm.layers.pos_embed_sincos import RotaryEmbeddingCat, RotaryEmbeddingDinoV3, RotaryEmbeddingMixed
+from torchvision.models.swin_transformer import (
+    ShiftedWindowAttention,
+    ShiftedWindowAttentionV2,
+    _get_relative_position_bias,
+)
 
 from sivit.interop import from_timm, from_torchvision
 from sivit.position import create_position, resize_table, sample_table
@@ -102,8 +108,10 @@ def test_sincos_equals_timm_up_to_the_order_of_channels(grid):
     torch.testing.assert_close(order(ours), order(theirs), atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("seed", [0, 1, 2])
 @pytest.mark.parametrize("window", [(7, 7), (4, 9)])
-def test_swin_bias_equals_torchvision(window):
+def test_swin_bias_equals_torchvision(window, seed):
+    torch.manual_seed(seed)
     theirs = ShiftedWindowAttention(32, list(window), [0, 0], 4)
     assert torch.equal(offset_index(window).flatten(), theirs.relative_position_index)
     ours = create_position("rpb", 32, 4, 1, window)
@@ -111,3 +119,47 @@ def test_swin_bias_equals_torchvision(window):
     index = theirs.relative_position_index
     expected = _get_relative_position_bias(theirs.relative_position_bias_table, index, list(window))
     torch.testing.assert_close(ours.bias(window, 0), expected[0])
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("window", [(7, 7), (4, 9)])
+def test_log_spaced_bias_equals_torchvision(window, seed):
+    torch.manual_seed(seed)
+    theirs = randomise(ShiftedWindowAttentionV2(32, list(window), [0, 0], 4))
+    ours = create_position("log_cpb", 32, 4, 3, window)
+    ours.mlps[2].load_state_dict(theirs.cpb_mlp.state_dict())
+    torch.testing.assert_close(ours.bias(window, 2), theirs.get_relative_position_bias()[0])
+
+
+GRIDS = [(14, 14), (7, 28), (1, 15), (20, 9)]
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("grid", GRIDS)
+@pytest.mark.parametrize("coordinates", ["integer", "normalised"])
+def test_axial_rotation_equals_timm(coordinates, grid, seed):
+    torch.manual_seed(seed)
+    q, k = torch.randn(2, 2, 4, grid[0] * grid[1], 16)
+    ours = create_position("rope_axial", 64, 4, 1, (14, 14), coordinates=coordinates)
+    theirs = {
+        "integer": RotaryEmbeddingCat(16, temperature=100.0, in_pixels=False, rotate_half=True),
+        "normalised": RotaryEmbeddingDinoV3(16, temperature=100.0),
+    }[coordinates]
+    for found, tokens in zip(ours.rotate(q, k, grid, 0), (q, k), strict=True):
+        torch.testing.assert_close(found, apply_rot_embed_cat(tokens, theirs.get_embed(grid), half=True))
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("grid", GRIDS)
+def test_mixed_rotation_equals_timm(grid, seed):
+    # timm pairs neighbouring channels and names the column first: products of queries and keys are what counts
+    torch.manual_seed(seed)
+    q, k = torch.randn(2, 2, 4, grid[0] * grid[1], 16)
+    theirs = RotaryEmbeddingMixed(64, 2, 4)
+    ours = create_position("rope_mixed", 64, 4, 2, (14, 14))
+    ours.frequencies.data = rearrange(theirs.freqs.data, "xy l n t -> l xy n t").flip(1)
+    paired = [rearrange(tokens, "b n i (two t) -> b n i (t two)", two=2) for tokens in (q, k)]
+    for layer in range(2):
+        found_q, found_k = ours.rotate(q, k, grid, layer)
+        expected_q, expected_k = (apply_rot_embed_cat(tokens, theirs.get_embed(grid)[layer]) for tokens in paired)
+        torch.testing.assert_close(found_q @ found_k.mT, expected_q @ expected_k.mT, **CLOSE)
