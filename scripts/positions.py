@@ -16,6 +16,7 @@
 # %% tags=["parameters"]
 profile = "quick"  # "quick": minutes on two cores; "cpu": hours on two cores; "gpu": about an hour on one GPU
 results = "paper/results"  # folder of results, from the project's root
+encodings = ""  # names separated by spaces, or "all"; "": those of the profile
 
 # %% [markdown]
 # At another size every encoding has to say something about places or offsets it was never trained on: a table is stretched, a formula is continued, a list of
@@ -24,7 +25,7 @@ results = "paper/results"  # folder of results, from the project's root
 # **Protocol.** A plain transformer without a merger, so that encodings inside attention see the picture's grid, too. Every encoding is trained under two schedules, a single size and one
 # size per batch, for the same number of epochs, and tested from half to four times the size that all models have seen. Accuracy is the mean over seeds with Student's 95 % interval.
 #
-# Run it yourself: `papermill nbs/experiments/positions.ipynb out.ipynb -p profile cpu`
+# Run it yourself: `papermill nbs/experiments/positions.ipynb out.ipynb -p encodings all`
 
 # %%
 import matplotlib.pyplot as plt
@@ -53,19 +54,21 @@ SCENES = {
     "dataset": "scenes", "learning_rate": 1e-3, "schedules": {"single": (32,), "per_batch": (24, 32)},
     "test_options": {"length": 1000}, "resolutions": (16, 24, 32, 40, 48, 64, 96, 128),
 }  # fmt: skip
+SOME = "none learned sincos fuzzy glpe alibi lookhere rope_mixed"
 PROFILES = {
-    "quick": {"seeds": 3, "depth": 3, "task": DIGITS | {"epochs": 12}},
-    "cpu": {"seeds": 3, "depth": 4, "task": SCENES | {"epochs": 10, "dataset_options": {"length": 12_000}}},
-    "gpu": {"seeds": 5, "depth": 6, "task": SCENES | {"epochs": 60, "dataset_options": {"length": 50_000}}},
+    "quick": {"seeds": 3, "depth": 3, "encodings": SOME, "task": DIGITS | {"epochs": 12}},
+    "cpu": {"seeds": 3, "depth": 4, "encodings": "all", "task": SCENES | {"epochs": 10, "dataset_options": {"length": 12_000}}},
+    "gpu": {"seeds": 5, "depth": 6, "encodings": "all", "task": SCENES | {"epochs": 60, "dataset_options": {"length": 50_000}}},
 }
 chosen = PROFILES[profile]
 task = chosen["task"]
-POSITIONS = list_positions()
+named = encodings or chosen["encodings"]
+POSITIONS = list_positions() if named == "all" else [name for name in list_positions() if name in named.split()]
 
 # %% [markdown]
 # ## Runs
 #
-# Every encoding of the registry takes part; a new one joins by being registered.
+# With `all`, every encoding of the registry takes part; a new one joins by being registered.
 
 # %%
 #| output: false
@@ -75,7 +78,7 @@ runs = [
             model="vit_micro_patch4",
             model_options={"position": position, "pool": "mean", "image_size": max(sizes), "depth": chosen["depth"]},
             dataset=task["dataset"], dataset_options=task.get("dataset_options", {}), schedule=schedule, sizes=sizes,
-            epochs=task["epochs"], learning_rate=task["learning_rate"], seed=seed,
+            epochs=task["epochs"], learning_rate=task["learning_rate"], evaluate_every=0, seed=seed,
         ),
         test_options=task.get("test_options", {}), resolutions=task["resolutions"],
     )
@@ -91,17 +94,30 @@ summary = summarise(table, ["schedule", "position"])
 
 # %%
 #| label: fig-positions
-#| fig-cap: "Accuracy against the side of the test picture for every position encoding of a plain transformer, trained at one size (left) and at one size per batch (right). Grey lines mark sizes seen in training; bands are 95 % intervals over seeds."
-fig, axes = plt.subplots(1, 2, figsize=(8.4, 3.4), sharey=True)
-for ax, (schedule, sizes) in zip(axes, task["schedules"].items()):
-    for i, position in enumerate(POSITIONS):
-        rows = summary[(summary.schedule == schedule) & (summary.position == position)]
-        style = look(position) if position != "none" else {"color": "#7f7f7f", "marker": "x"}
-        plot_curve(rows.rename(columns={"value": "size"}), "size", seen=sizes if i == 0 else (), ax=ax, label=position, **style)
-    seen = " and ".join(map(str, sizes))
-    ax.set(xlabel="side of the test picture, px", ylabel="accuracy" if ax is axes[0] else None, title=f"trained at {seen} px", ylim=(0, 1))
-    ax.get_legend().remove()
-fig.legend(*axes[0].get_legend_handles_labels(), loc="outside right center")
+#| fig-cap: "Accuracy against the side of the test picture for the position encodings of a plain transformer, by kind. Solid: trained at one size per batch, with 95 % intervals over seeds. Dashed: trained at one size. Black: no encoding, trained at one size per batch. Grey lines mark sizes seen by both."
+KINDS = {
+    "tables": ["learned", "factorized", "fuzzy"], "formulas": ["sincos", "fourier"], "convolutions": ["conditional", "glpe"],
+    "learned offsets": ["rpb", "log_cpb", "shaw"], "distances": ["alibi", "lookhere"], "rotations": ["rope_axial", "rope_mixed"],
+}  # fmt: skip
+kinds = {kind: [name for name in names if name in POSITIONS] for kind, names in KINDS.items()}
+kinds["others"] = sorted(set(POSITIONS) - {"none"} - set(sum(kinds.values(), [])))
+kinds = {kind: names for kind, names in kinds.items() if names}
+seen = sorted(set.intersection(*map(set, task["schedules"].values())))
+fig, axes = plt.subplots(-(-len(kinds) // 3), 3, figsize=(8.4, 3.0 * -(-len(kinds) // 3)), sharex=True, sharey=True, squeeze=False)
+for ax, (kind, names) in zip(axes.flat, kinds.items()):
+    for schedule, line in (("single", "--"), ("per_batch", "-")):
+        for name in [*names, "none"] if schedule == "per_batch" and "none" in POSITIONS else names:
+            rows = summary[(summary.schedule == schedule) & (summary.position == name)]
+            style = look(name) if name != "none" else {"color": "black", "marker": ""}
+            if schedule == "per_batch":
+                plot_curve(rows.rename(columns={"value": "size"}), "size", seen=seen if name == names[0] else (), ax=ax, label=name, **style)
+            else:
+                ax.plot(rows.value, rows.accuracy, line, lw=1.1, color=style["color"])
+    ax.set(ylim=(0, 1.02), xlabel="side of the test picture, px" if ax in axes[-1] else None, ylabel="accuracy" if ax in axes[:, 0] else None)
+    handles = dict(zip(*ax.get_legend_handles_labels()[::-1]))
+    ax.legend([handles[name] for name in names], names, title=kind, ncols=len(names), fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1), columnspacing=1)
+for ax in axes.flat[len(kinds):]:
+    ax.set_axis_off()
 plt.show()
 
 # %% [markdown]

@@ -90,7 +90,8 @@ def runs_for(task: dict) -> list[Run]:
             options = {"merger": merger, "pool": "mean", "position": "learned", "image_size": max(task["sizes"]), "depth": chosen["depth"]}
             options |= {} if merger == "none" else {"merged_grid": grid}
             recipe = TrainConfig(
-                model="vit_micro_patch4", model_options=options, schedule="per_batch", sizes=task["sizes"], seed=seed, **shared
+                model="vit_micro_patch4", model_options=options, schedule="per_batch", sizes=task["sizes"], evaluate_every=0,
+                seed=seed, **shared,
             )
             recipes = [recipe, dataclasses.replace(recipe, schedule="single", sizes=(task["single"],))]
             test = {"test_options": task.get("test_options", {}), "resolutions": task["resolutions"]}

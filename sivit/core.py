@@ -121,10 +121,10 @@ PALETTE = {
 # One look per named component, the same on every page: (colour, marker).
 LOOKS = {
     "none": ("blue", "o"), "avgpool": ("orange", "s"), "convpool": ("green", "^"), "atm": ("vermilion", "D"),
-    "learned": ("blue", "o"), "factorized": ("blue", "s"), "sincos": ("sky", "v"), "fourier": ("sky", "^"),
-    "fuzzy": ("vermilion", "D"), "conditional": ("purple", "o"), "glpe": ("purple", "D"),
-    "shaw": ("green", "^"), "rpb": ("orange", "s"), "log_cpb": ("orange", "^"), "alibi": ("black", "o"), "lookhere": ("black", "D"),
-    "rope_axial": ("yellow", "o"), "rope_mixed": ("yellow", "D"),
+    "learned": ("blue", "o"), "factorized": ("orange", "s"), "fuzzy": ("vermilion", "D"),
+    "sincos": ("sky", "v"), "fourier": ("purple", "^"), "conditional": ("green", "o"), "glpe": ("purple", "D"),
+    "rpb": ("orange", "^"), "log_cpb": ("blue", "s"), "shaw": ("green", "^"), "alibi": ("sky", "s"), "lookhere": ("vermilion", "o"),
+    "rope_axial": ("green", "s"), "rope_mixed": ("purple", "o"),
     "single": ("blue", "o"), "per_batch": ("orange", "s"), "per_epoch": ("green", "^"), "all": ("vermilion", "D"),
 }  # fmt: skip
 

@@ -424,7 +424,7 @@ FAMILIES = {
     "vit": {},
     "vitar": {"position": "fuzzy", "merger": "atm", "pool": "mean"},
     "resformer": {"position": "glpe"},
-    "sivit": {"position": "alibi", "pool": "mean", "registers": 4},
+    "sivit": {"position": "lookhere", "pool": "mean", "registers": 4},
 }
 
 

@@ -18,7 +18,8 @@ def compiled(model):
     return torch.compile(model, backend=counter, dynamic=True, fullgraph=True), counter
 
 
-PARTS = [(name, "none") for name in list_positions()] + [("learned", name) for name in list_mergers() if name not in ("none", "atm")]
+PARTS = [(name, "none") for name in list_positions()]
+PARTS += [("learned", name) for name in list_mergers() if name not in ("none", "atm")]
 
 
 @pytest.mark.parametrize("position, merger", PARTS)
@@ -37,8 +38,12 @@ def test_one_graph_per_number_of_passes():
     model = create_model("vitar_micro_patch4", **SMALL).eval()
     fast, counter = compiled(model)
     # PyTorch takes sides that are equal at first for one and the same, so the first picture is not square
-    sides = {1: [(52, 40), (44, 44), (64, 60), (36, 64)], 2: [(68, 72), (100, 68), (128, 80)], 3: [(132, 140), (160, 200)]}
-    for graphs, sizes in sides.items():
+    by_passes = {
+        1: [(52, 40), (44, 44), (64, 60), (36, 64)],
+        2: [(68, 72), (100, 68), (128, 80)],
+        3: [(132, 140), (160, 200)],
+    }
+    for graphs, sizes in by_passes.items():
         for size in sizes:
             images = torch.randn(2, 3, *size)
             torch.testing.assert_close(fast(images), model(images), atol=1e-5, rtol=1e-4)

@@ -1,4 +1,4 @@
-"""Against peers: with the same weights our models are timm's and torchvision's, also at sizes they were not laid out for."""
+"""Against peers: with the same weights our models are timm's and torchvision's, also at sizes not laid out for."""
 
 import pytest
 import timm
@@ -30,7 +30,7 @@ TIMM = {
     "vit_betwixt_patch16_reg1_gap_256": {},
     "vit_base_patch16_224_miil": {},  # queries, keys and values without bias
     "vit_tiny_patch16_384": {"qk_norm": True},
-    "vit_small_patch16_224": {"global_pool": "avg", "reg_tokens": 2},  # mean beside a class token, registers with positions
+    "vit_small_patch16_224": {"global_pool": "avg", "reg_tokens": 2},  # beside a class token
     "vit_small_patch16_384": {"pos_embed": "none"},
     "deit_tiny_patch16_224": {"depth": 12},
     "deit3_small_patch16_224": {},  # layer-scale, class token without position
