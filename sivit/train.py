@@ -479,7 +479,7 @@ def _end_workers(loader: Loader | None) -> None:
             process.kill()  # one that hangs; it does not listen to SIGTERM
 
 # %% ../nbs/13_train.ipynb #2e399f79
-_FREE = ("workers", "log_every", "save_every", "save_minutes", "tensorboard")  # may differ when a run is resumed
+FREE_SETTINGS = ("workers", "log_every", "save_every", "save_minutes", "tensorboard")  # may differ when a run is resumed
 
 
 def _checkpoints(directory: Path) -> Path:
@@ -547,7 +547,7 @@ def _resume(run: _Run, how: str) -> None:
 def _restore(run: _Run, checkpoint: Checkpoint) -> None:
     "Put a checkpoint into the parts of a run; one of another experiment raises `ValueError`."
     then, now = checkpoint.record["config"] | checkpoint.record["data"], to_dict(run.config) | _pictures(run.dataset)
-    changed = [key for key in {**then, **now} if key not in _FREE and then.get(key) != now.get(key)]
+    changed = [key for key in {**then, **now} if key not in FREE_SETTINGS and then.get(key) != now.get(key)]
     if changed:
         told = "; ".join(f"{key} was {then.get(key)!r} and is {now.get(key)!r}" for key in changed)
         raise ValueError(f"{run.directory} holds a run of another configuration: {told[:500]}. Take another directory.")

@@ -143,7 +143,7 @@ class Block(nn.Module):
         self.attention = Attention(dim, heads, qkv_bias, qk_norm)
         self.mlp = MLP(dim, int(dim * mlp_ratio))
         self.scale1, self.scale2 = scale(), scale()
-        self.drop_path = StochasticDepth(drop_path, mode="row")
+        self.drop_path = StochasticDepth(drop_path, mode="row") if drop_path else nn.Identity()
 
     def forward(
         self,
@@ -209,9 +209,10 @@ class Encoder(nn.Module):
         block, inputs = self.blocks[layer], (x, self.position, grid, layer, self.prefix)
         recompute = self.grad_checkpointing and torch.is_grad_enabled()
         x = checkpoint(block, *inputs, use_reentrant=False) if recompute else block(*inputs)
-        places = x[:, self.prefix :].unflatten(1, grid)
-        moved = self.position.between(places, layer)
-        return x if moved is places else torch.cat([x[:, : self.prefix], moved.flatten(1, 2)], dim=1)
+        if type(self.position).between is Position.between:
+            return x
+        places = self.position.between(x[:, self.prefix :].unflatten(1, grid), layer)
+        return torch.cat([x[:, : self.prefix], places.flatten(1, 2)], dim=1)
 
     def split(self, x: Tensor, grid: tuple[int, int]) -> Features:
         "Tokens `(b, p + h·w, d)` as prefix and map."
