@@ -100,7 +100,7 @@ KINDS = {
     "learned offsets": ["rpb", "log_cpb", "shaw"], "distances": ["alibi", "lookhere"], "rotations": ["rope_axial", "rope_mixed"],
 }  # fmt: skip
 kinds = {kind: [name for name in names if name in POSITIONS] for kind, names in KINDS.items()}
-kinds["others"] = sorted(set(POSITIONS) - {"none"} - set(sum(kinds.values(), [])))
+kinds["others"] = sorted(set(POSITIONS) - {"none"}.union(*kinds.values()))
 kinds = {kind: names for kind, names in kinds.items() if names}
 seen = sorted(set.intersection(*map(set, task["schedules"].values())))
 fig, axes = plt.subplots(-(-len(kinds) // 3), 3, figsize=(8.4, 3.0 * -(-len(kinds) // 3)), sharex=True, sharey=True, squeeze=False)
