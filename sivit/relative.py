@@ -310,7 +310,7 @@ class RotaryEmbedding(Position):
         cos, sin = angles.cos(), angles.sin()
         return rotate_channels(q, cos, sin), rotate_channels(k, cos, sin)
 
-
+# %% ../nbs/05_relative.ipynb #5bd2db5d
 @POSITIONS.register("rope_axial")
 class AxialRotaryEmbedding(RotaryEmbedding):
     "Half of the channel pairs turned by the row, half by the column, at fixed frequencies (RoPE-ViT, axial)."

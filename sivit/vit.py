@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MODELS', 'SIZES', 'FAMILIES', 'ViTConfig', 'MLP', 'LayerScale', 'Block', 'Features', 'Encoder', 'forward_visible',
-           'Pretrained', 'ViT', 'create_model', 'list_models']
+           'Pretrained', 'Trainable', 'ViT', 'create_model', 'list_models']
 
 # %% ../nbs/08_vit.ipynb #74ddc3f3
 import dataclasses
@@ -316,8 +316,33 @@ def _download(source) -> Path:
             f"Hugging Face hub; give the directory that save_pretrained wrote. ({type(error).__name__})"
         ) from error
 
+# %% ../nbs/08_vit.ipynb #3dcc755c
+class Trainable:
+    "What a training loop may ask of a model with an `encoder` and a `config`."
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        "Compute what is inside blocks a second time in the backward pass, and do not keep it: less memory, more time."
+        self.encoder.grad_checkpointing = enable
+
+    def no_weight_decay(self) -> set[str]:
+        "Names of the parameters that are no matrices to be kept small: tokens without a place, and positions."
+        tokens = {"encoder.class_token", "encoder.registers"}
+        return {name for name, _ in self.named_parameters() if name in tokens or name.startswith("encoder.position.")}
+
+    def layer_index(
+        self,
+        name: str,  # of a parameter
+    ) -> int:  # 0 before the blocks, i + 1 in block i, depth + 1 after them
+        "Where a parameter stands, for learning rates that fall towards the input (Bao et al. 2022, BEiT)."
+        if name.startswith("encoder.blocks."):
+            return 1 + int(name.split(".")[2])
+        if name.startswith("encoder.position."):
+            block = self.encoder.position.block_of(name.removeprefix("encoder.position."))
+            return 0 if block is None else 1 + block
+        return self.config.depth + 1 if name.startswith(("encoder.norm.", "head.")) else 0
+
 # %% ../nbs/08_vit.ipynb #fa59a576
-class ViT(nn.Module, Pretrained):
+class ViT(nn.Module, Pretrained, Trainable):
     "A vision transformer for pictures of any size, with its position encoding and merger by name."
 
     config_class = ViTConfig
@@ -375,30 +400,9 @@ class ViT(nn.Module, Pretrained):
         self.config = dataclasses.replace(self.config, num_classes=num_classes)
         self.head = _build_head(self.config).to(next(self.encoder.parameters()))
 
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        "Compute what is inside blocks a second time in the backward pass, and do not keep it: less memory, more time."
-        self.encoder.grad_checkpointing = enable
-
     def set_patch_size(self, patch_size: int) -> None:
         "Read pictures in other patches, px; the kernel is resized on the fly (FlexiViT). The configuration keeps its own."
         self.encoder.patch_embed.patch_size = patch_size
-
-    def no_weight_decay(self) -> set[str]:
-        "Names of the parameters that are no matrices to be kept small: tokens without a place, and positions."
-        tokens = {"encoder.class_token", "encoder.registers"}
-        return {name for name, _ in self.named_parameters() if name in tokens or name.startswith("encoder.position.")}
-
-    def layer_index(
-        self,
-        name: str,  # of a parameter
-    ) -> int:  # 0 before the blocks, i + 1 in block i, depth + 1 after them
-        "Where a parameter stands, for learning rates that fall towards the input (Bao et al. 2022, BEiT)."
-        if name.startswith("encoder.blocks."):
-            return 1 + int(name.split(".")[2])
-        if name.startswith("encoder.position."):
-            block = self.encoder.position.block_of(name.removeprefix("encoder.position."))
-            return 0 if block is None else 1 + block
-        return self.config.depth + 1 if name.startswith(("encoder.norm.", "head.")) else 0
 
 # %% ../nbs/08_vit.ipynb #ffe9217f
 def _build_head(config: ViTConfig) -> nn.Sequential:
