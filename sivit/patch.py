@@ -56,8 +56,8 @@ def pad_to_patches(
     "Repeat the border on the right and at the bottom, up to the next whole patch; a size that divides is untouched."
     before, after = margin
     right, bottom = (after + -side % patch_size for side in (images.shape[-1], images.shape[-2]))
-    if not (before or right or bottom):
-        return images
+    if not torch.compiler.is_compiling() and not (before or right or bottom):
+        return images  # nothing to copy; a program for many sizes must not depend on whether one divides
     return F.pad(images, (before, right, before, bottom), mode="replicate")
 
 # %% ../nbs/03_patch.ipynb #0d29632f
