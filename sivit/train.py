@@ -539,6 +539,8 @@ def _resume(run: _Run, how: str) -> None:
     if step >= 0:
         _restore(run, newest or read_checkpoint(checkpoint_path(folder, step)))
     if run.main:
+        for left in run.directory.glob(".*.tmp"):  # by a process that was killed while it wrote
+            left.unlink()
         for name in ("log.jsonl", "history.jsonl"):
             _truncate(run.directory / name, run.progress.step)
         write_atomic(run.directory / "train.json", json.dumps(to_dict(run.config), indent=2) + "\n")

@@ -125,6 +125,8 @@ def test_killed_at_twenty_random_moments(whole, tmp_path):
     "kill -9, each time at another step and at any moment of it; after each the run is started again."
     draw, directory, total = random.Random(), tmp_path / "run", last_step(whole)
     moments, writing = sorted(draw.sample(range(total - 20), 20)), 0
+    directory.mkdir()
+    (directory / ".log.jsonl.left.tmp").write_text("what a killed process had of the log")
     for number, step in enumerate(moments):
         process = start(CONFIG, directory)
         if number % 5 == 0:
