@@ -127,7 +127,7 @@ plt.show()
 
 # %%
 #| label: tbl-positions
-#| tbl-cap: "Area under the accuracy curve over log₂ of the side, in percent, and accuracy at the largest training size; means over seeds."
+#| tbl-cap: "Area under the accuracy curve over log₂ of the side, in percent, and accuracy at the largest training size, after training at a single size and at one size per batch; means over seeds."
 sizes = {schedule: max(sizes) for schedule, sizes in task["schedules"].items()}
 rows = []
 for (schedule, position), curve in summary.groupby(["schedule", "position"], sort=False):
@@ -135,7 +135,13 @@ for (schedule, position), curve in summary.groupby(["schedule", "position"], sor
     at_seen = curve[curve.value == sizes[schedule]].accuracy.item()
     rows.append({"schedule": schedule, "encoding": position, "area": round(100 * area, 1), "at the seen size": round(100 * at_seen, 1)})
 areas = pd.DataFrame(rows).sort_values(["schedule", "area"], ascending=[False, False])
-Markdown(areas.to_markdown(index=False, floatfmt=".1f"))
+wide = areas.pivot(index="encoding", columns="schedule", values=["area", "at the seen size"])
+shown = pd.DataFrame({"encoding": wide.index})
+for measure, title in [("area", "area"), ("at the seen size", "largest seen size")]:
+    for schedule in task["schedules"]:
+        shown[f"{title}, {schedule}"] = wide[measure, schedule].to_numpy()
+shown = shown.sort_values(shown.columns[2], ascending=False)
+Markdown(shown.to_markdown(index=False, floatfmt=".1f"))
 
 # %% [markdown]
 # ## Numbers for the paper
