@@ -44,9 +44,9 @@ class Attention(nn.Module):
         prefix: int = 0,  # leading tokens without a place, such as the class token
         visible: Tensor | None = None,  # (b, n) which tokens of the grid `x` holds, row by row; None: all of them
     ) -> Tensor:  # the same shape
-        places = grid[0] * grid[1] if visible is None else visible.shape[1]
-        if x.shape[1] != prefix + places:
-            given = f"{prefix} prefix tokens and " + (f"a grid of {grid[0]}×{grid[1]}" if visible is None else f"{places} visible ones")
+        count = grid[0] * grid[1] if visible is None else visible.shape[1]
+        if x.shape[1] != prefix + count:
+            given = f"{prefix} prefix tokens and " + (f"a grid of {grid[0]}×{grid[1]}" if visible is None else f"{count} visible ones")
             raise ValueError(f"{x.shape[1]} tokens do not make {given}.")
         if visible is not None:
             position = _Visible(position, visible)

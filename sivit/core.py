@@ -9,6 +9,7 @@ __all__ = ['PALETTE', 'LOOKS', 'Registry', 'to_dict', 'from_dict', 'write_atomic
 import dataclasses
 import difflib
 import fnmatch
+import inspect
 import json
 import os
 import tempfile
@@ -50,6 +51,19 @@ class Registry:
         hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
         raise ValueError(f"No {self.kind} is called {name!r}.{hint} Known: {', '.join(self.names())}.")
 
+    def create(self, name: str, *arguments, **options):
+        "Call what is registered as `name`; an option that it does not have raises `ValueError` with those it has."
+        entry = self[name]
+        known = list(inspect.signature(entry).parameters)[len(arguments) :]
+        unknown = sorted(set(options) - set(known))
+        if unknown:
+            near = difflib.get_close_matches(unknown[0], known, n=2)
+            hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
+            raise ValueError(
+                f"The {self.kind} {name!r} has no option {unknown[0]!r}.{hint} It has: {', '.join(known) or 'none'}."
+            )
+        return entry(*arguments, **options)
+
 # %% ../nbs/00_core.ipynb #75f7c9ff
 def to_dict(
     config,  # a dataclass instance
@@ -79,8 +93,9 @@ def from_dict(
 def _restore(value, declared=None):
     "JSON has lists only: tuples, and dataclasses where `declared` names one, get their own type back."
     if isinstance(value, dict):
-        if dataclasses.is_dataclass(declared):
-            return from_dict(declared, value)
+        named = [kind for kind in (declared, *typing.get_args(declared)) if dataclasses.is_dataclass(kind)]
+        if named:
+            return from_dict(named[0], value)
         return {key: _restore(item) for key, item in value.items()}
     return tuple(map(_restore, value)) if isinstance(value, list) else value
 

@@ -6,12 +6,14 @@
 __all__ = ['PIXEL_LIMIT', 'DATASETS', 'BrokenPicture', 'read_picture', 'View', 'central_view', 'random_view', 'erase', 'Batch',
            'as_size', 'PictureDataset', 'ResampledDataset', 'list_datasets', 'create_dataset', 'digits',
            'stratified_split', 'EpochSampler', 'Loader', 'create_loader', 'image_folder', 'cifar10', 'cifar100',
-           'imagenette', 'flowers102', 'pets', 'imagenet', 'ScenesDataset', 'scenes', 'SceneParse150', 'CocoDetection']
+           'imagenette', 'flowers102', 'pets', 'imagenet', 'ScenesDataset', 'scenes', 'AnnotatedDataset',
+           'SceneParse150', 'CocoDetection', 'ade20k', 'coco']
 
 # %% ../nbs/02_data.ipynb #73d039df
 import contextlib
 import copy
 import dataclasses
+import functools
 import inspect
 import io
 import itertools
@@ -29,9 +31,10 @@ import numpy as np
 import torch
 from einops import rearrange
 from PIL import Image, ImageOps, UnidentifiedImageError
+from pycocotools.coco import COCO
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
-from torchvision import datasets, tv_tensors
+from torchvision import datasets, ops, tv_tensors
 from torchvision.transforms import v2
 
 from .core import Registry, from_dict
@@ -140,17 +143,21 @@ def central_view(
     if len({picture.shape for picture in pictures}) > 1:
         return torch.cat([central_view([picture], size, view) for picture in pictures])
     batch = torch.stack(list(pictures))
+    return _central(batch.shape[-2:], size, view)(batch)
+
+# %% ../nbs/02_data.ipynb #cd92bbb3
+def _central(shape: tuple[int, int], size: tuple[int, int], view: View) -> v2.Compose:
+    "The evaluation view of everything that has this height and width."
     need_h, need_w = (math.floor(side / view.crop_ratio) for side in size)
-    height, width = batch.shape[-2:]
+    height, width = shape
     kept = min(height, math.ceil(8 * need_h * width / need_w)), min(width, math.ceil(8 * need_w * height / need_h))
-    if kept != (height, width):
-        batch, (height, width) = v2.functional.center_crop(batch, list(kept)), kept
+    height, width = kept
     if need_h * width >= need_w * height:
         cover = [need_h, width * need_h // height]
     else:
         cover = [height * need_w // width, need_w]
-    mode = v2.InterpolationMode(view.interpolation)
-    return v2.functional.center_crop(v2.functional.resize(batch, cover, mode, antialias=True), list(size))
+    resize = v2.Resize(cover, v2.InterpolationMode(view.interpolation), antialias=True)
+    return v2.Compose([v2.CenterCrop(kept), resize, v2.CenterCrop(size)])
 
 # %% ../nbs/02_data.ipynb #d0e1558b
 def random_view(
@@ -160,16 +167,7 @@ def random_view(
     seeds: Sequence[int],  # one a picture
 ) -> Tensor:  # (b, c, h, w) uint8
     "Crop, flip and distort at random, each picture by its own seed; the global random state is left as it was."
-    aspect = tuple(a * size[1] / size[0] for a in view.crop_aspect)
-    mode = v2.InterpolationMode(view.interpolation)
-    crop = v2.RandomResizedCrop(size, view.crop_scale, aspect, mode, antialias=True)
-    steps = [crop, v2.RandomHorizontalFlip(view.flip)]
-    if view.rand_augment:
-        look = {"interpolation": v2.InterpolationMode.BILINEAR, "fill": [255 * mean for mean in view.mean]}
-        steps.append(v2.RandAugment(view.rand_augment, view.rand_magnitude, **look))
-    if view.color_jitter:
-        steps.append(v2.ColorJitter(*[view.color_jitter] * 3))
-    return _seeded(v2.Compose(steps), [_enlarged(picture, aspect) for picture in pictures], seeds)
+    return torch.stack(_seeded(_random(size, view), pictures, seeds))
 
 
 def erase(
@@ -178,32 +176,50 @@ def erase(
     seeds: Sequence[int],  # one a picture, as `random_view` had them
 ) -> Tensor:  # like images
     "Cover a random box with normal noise, in a share `view.erasing` of the pictures (Zhong et al., 2020)."
-    return _seeded(v2.RandomErasing(view.erasing, value="random"), images, [~seed for seed in seeds])
+    return torch.stack(_seeded(v2.RandomErasing(view.erasing, value="random"), images, [~seed for seed in seeds]))
 
 # %% ../nbs/02_data.ipynb #ca8b789a
-def _seeded(transform: Callable, pictures: Sequence[Tensor], seeds: Sequence[int]) -> Tensor:
-    "Transform each picture with the global random numbers of its own seed, and put those back."
+def _seeded(transform: Callable, samples: Sequence, seeds: Sequence[int]) -> list:
+    "Transform each sample with the global random numbers of its own seed, and put those back."
     views = []
     with torch.random.fork_rng(devices=[]):
-        for picture, seed in zip(pictures, seeds, strict=True):
+        for sample, seed in zip(samples, seeds, strict=True):
             torch.default_generator.manual_seed(seed)
-            views.append(transform(picture))
-    return torch.stack(views)
+            views.append(transform(sample))
+    return views
 
 
-def _enlarged(picture: Tensor, aspect: tuple[float, float]) -> Tensor:
-    "A picture so narrow that a crop of this width/height could get no pixel at all, with its pixels repeated."
-    times = math.ceil(max(aspect[0], 1 / aspect[1]) / min(picture.shape[-2:]))
-    return picture.repeat_interleave(times, -1).repeat_interleave(times, -2) if times > 1 else picture
+def _random(size: tuple[int, int], view: View) -> v2.Compose:
+    "The training view, of a picture or of a picture and its target."
+    aspect = tuple(a * size[1] / size[0] for a in view.crop_aspect)
+    mode = v2.InterpolationMode(view.interpolation)
+    crop = v2.RandomResizedCrop(size, view.crop_scale, aspect, mode, antialias=True)
+    steps = [functools.partial(_enlarged, aspect=aspect), crop, v2.RandomHorizontalFlip(view.flip)]
+    if view.rand_augment:
+        look = {"interpolation": v2.InterpolationMode.BILINEAR, "fill": [255 * mean for mean in view.mean]}
+        steps.append(v2.RandAugment(view.rand_augment, view.rand_magnitude, **look))
+    if view.color_jitter:
+        steps.append(v2.ColorJitter(*[view.color_jitter] * 3))
+    return v2.Compose(steps)
+
+
+def _enlarged(sample: Tensor | tuple, aspect: tuple[float, float]) -> Tensor | tuple:
+    "A sample so narrow that a crop of this width/height could get no pixel at all, with its pixels repeated."
+    shape = (sample if isinstance(sample, Tensor) else sample[0]).shape[-2:]
+    times = math.ceil(max(aspect[0], 1 / aspect[1]) / min(shape))
+    if times == 1:
+        return sample
+    return v2.Resize([side * times for side in shape], v2.InterpolationMode.NEAREST)(sample)
 
 # %% ../nbs/02_data.ipynb #8d5c9572
 class Batch(NamedTuple):
-    "One step's pictures. Images lie where they were drawn or read; all else lies on the CPU."
+    "One step's pictures. Images and targets lie where they were drawn or read; all else lies on the CPU."
 
     images: tuple[Tensor, ...]  # one (b, c, h, w) for each size of the step, normalised
     labels: Tensor  # (b,) class indices
     indices: Tensor | None = None  # (b,) which pictures they are; `dataset.describe` names them
     skipped: tuple[tuple[str, str], ...] = ()  # broken pictures met on the way: path and what is wrong
+    targets: tuple = ()  # one for each size, where the dataset has masks (b, h, w) or lists of b dicts of objects
 
 
 def as_size(
@@ -222,6 +238,7 @@ class PictureDataset(Dataset):
 
     device = None  # where pictures are drawn; None: read into memory
     errors = "raise"  # what a broken picture does: "raise" or "skip"
+    target = "label"  # what there is to predict: a "label" a picture, a "mask" of classes, or "objects"
 
     def __init__(
         self,
@@ -239,6 +256,7 @@ class PictureDataset(Dataset):
     interpolation = property(lambda self: self.view.interpolation)
     mean = property(lambda self: self.view.mean)
     std = property(lambda self: self.view.std)
+    ignore_index = property(lambda self: 255 if self.target == "mask" else None)  # the class that does not count
 
     @property
     def preprocessing(self) -> str:
@@ -269,15 +287,15 @@ class PictureDataset(Dataset):
         "The pictures at every size."
         raise NotImplementedError
 
-    def views(self, indices: Sequence[int], sizes: Sequence[tuple[int, int]], seeds: Sequence[int] | None):
-        "What `show` gives for these indices."
-        return self.show([self.read(index) for index in indices], sizes, seeds)
+    def show_with_targets(self, pictures: Sequence, sizes, seeds) -> tuple[tuple[Tensor, ...], tuple]:
+        "What `show` gives, and for each size the targets that go with it; by default there are none."
+        return self.show(pictures, sizes, seeds), ()
 
     def picture(self, index: int, size: int | tuple[int, int]) -> Tensor:
         "One picture (c, h, w) in [0, 1], as evaluated."
         if not 0 <= index < len(self):
             raise ValueError(f"{self.name} has pictures 0 to {len(self) - 1}; {index} is not among them.")
-        return self.views([index], [as_size(size)], None)[0][0]
+        return self.show([self.read(index)], [as_size(size)], None)[0][0]
 
     def __getitems__(self, keys: Sequence[tuple]) -> Batch:
         "A batch for keys `(index, sizes, seed)`, as the loader asks for it."
@@ -296,12 +314,12 @@ def _batch(dataset: PictureDataset, indices: tuple, sizes: tuple, seeds: tuple) 
     "Read, show, normalise, erase."
     seeds = None if seeds[0] is None else seeds
     indices, pictures, skipped = _read_all(dataset, indices, replace=seeds is not None)
-    images = dataset.show(pictures, sizes[0], seeds) if pictures else ()
+    images, targets = dataset.show_with_targets(pictures, sizes[0], seeds) if pictures else ((), ())
     images = tuple(map(dataset.view.normalise, images))
     if seeds is not None and dataset.view.erasing:
         images = tuple(erase(image, dataset.view, [s + j for s in seeds]) for j, image in enumerate(images))
     chosen = torch.tensor(indices, dtype=torch.long)
-    return Batch(images, dataset.labels[chosen], chosen, tuple(skipped.items()))
+    return Batch(images, dataset.labels[chosen], chosen, tuple(skipped.items()), targets)
 
 
 def _read_all(dataset: PictureDataset, indices: tuple, replace: bool) -> tuple[list[int], list, dict[str, str]]:
@@ -747,12 +765,18 @@ class ScenesDataset(PictureDataset):
         config: SceneConfig,  # what they look like
         seed: int,  # which world they are from
         device: str | torch.device | None = None,  # where to draw; a GPU asks for a loader without workers
+        target: str = "label",  # what there is to predict: "label", "mask" or "objects"
     ):
         if not isinstance(length, int) or length < 1:
             raise ValueError(f"length is {length!r}; it must be a positive number of scenes.")
-        self.config, self.seed, self.device, self.object_scale, self.canvas = config, seed, device, 1.0, 1.0
-        labels = draw_scenes(range(length), 1, seed=seed, config=config).label
-        super().__init__("scenes", labels, SHAPES[: config.classes], 3, View(crop_scale=(1.0, 1.0), flip=0.0))
+        if target not in ("label", "mask", "objects"):
+            raise ValueError(f"target={target!r} is none of 'label', 'mask' and 'objects'.")
+        self.config, self.seed, self.device, self.target = config, seed, device, target
+        self.object_scale = self.canvas = 1.0
+        labels, classes = draw_scenes(range(length), 1, seed=seed, config=config).label, SHAPES[: config.classes]
+        if target == "mask":
+            labels, classes = labels + 1, ("background", *classes)
+        super().__init__("scenes", labels, classes, 3, View(crop_scale=(1.0, 1.0), flip=0.0))
 
     def at(self, *, object_scale: float | None = None, canvas: float | None = None) -> "ScenesDataset":
         "The same scenes elsewhere on an axis: larger objects, or more canvas round them."
@@ -780,9 +804,14 @@ class ScenesDataset(PictureDataset):
         return draw_scenes(indices, as_size(size), seed=self.seed, config=self.config, device=self.device, **axes)
 
     def show(self, indices, sizes, seeds):
-        return tuple(self.scenes(indices, size).image for size in sizes)
+        return self.show_with_targets(indices, sizes, seeds)[0]
 
+    def show_with_targets(self, indices, sizes, seeds):
+        drawn = [self.scenes(indices, size) for size in sizes]
+        find = {"label": None, "mask": lambda scene: scene.mask, "objects": _scene_objects}[self.target]
+        return tuple(scene.image for scene in drawn), tuple(map(find, drawn)) if find else ()
 
+# %% ../nbs/02_data.ipynb #1bcd9fc5
 @DATASETS.register("scenes")
 def scenes(
     split: str,
@@ -791,6 +820,7 @@ def scenes(
     length: int | None = None,  # number of scenes; by default 8,192 for training and 1,024 for evaluation
     config: str | dict | SceneConfig = "easy",  # a preset's name, or the whole configuration
     device: str | torch.device | None = None,  # where to draw
+    target: str = "label",  # what there is to predict: "label", "mask" or "objects"
 ) -> ScenesDataset:
     "Drawn scenes; training and evaluation are different worlds."
     if isinstance(config, str):
@@ -798,105 +828,212 @@ def scenes(
     elif isinstance(config, dict):
         config = from_dict(SceneConfig, config)
     length = (8192 if split == "train" else 1024) if length is None else length
-    return ScenesDataset(length, config, 2 * seed + (split == "val"), device)
+    return ScenesDataset(length, config, 2 * seed + (split == "val"), device, target)
 
-# %% ../nbs/02_data.ipynb #bdbcf14c
-class SceneParse150(datasets.VisionDataset):
-    "ADE20K's scene parsing benchmark: (picture, mask), the mask (H, W) uint8 with classes 0 to 149, and 255 to ignore."
+# %% ../nbs/02_data.ipynb #e6309b31
+def _scene_objects(scene: Scene) -> list[dict[str, Tensor]]:
+    "What can be seen of the objects of every scene."
+    count = rearrange(torch.arange(scene.labels.shape[1], device=scene.labels.device), "n -> n 1 1")
+    masks = rearrange(scene.instance, "b h w -> b 1 h w") == count + 1
+    return [_visible(*objects) for objects in zip(scene.boxes, scene.labels, masks, strict=True)]
 
-    ignore_index = 255
+
+def _visible(
+    boxes: Tensor,  # (n, 4) x1 y1 x2 y2, px
+    labels: Tensor,  # (n,)
+    masks: Tensor,  # (n, h, w) bool
+    **more: Tensor,  # whatever else belongs to the objects, (n,) each
+) -> dict[str, Tensor]:  # those that are a pixel wide and high and show a pixel at least
+    "The objects of which something is left, their boxes clipped to the picture."
+    boxes = ops.clip_boxes_to_image(boxes, masks.shape[-2:])
+    large = ops.remove_small_boxes(boxes, min_size=1)
+    seen = large[masks[large].flatten(1).any(1)]
+    return {name: value[seen] for name, value in {"boxes": boxes, "labels": labels, "masks": masks, **more}.items()}
+
+# %% ../nbs/02_data.ipynb #f6e5dce9
+class _CentredMask(tv_tensors.Mask):
+    "Masks (n, H, W) that are resampled at the centres of the new pixels."
+
+
+@v2.functional.register_kernel(v2.functional.resize, _CentredMask)
+def _resize_mask(mask: _CentredMask, size: list[int], **of_pictures) -> _CentredMask:
+    resized = v2.functional.resize_image(mask.as_subclass(Tensor), size, v2.InterpolationMode.NEAREST_EXACT)
+    return tv_tensors.wrap(resized, like=mask)
+
+
+@v2.functional.register_kernel(v2.functional.resized_crop, _CentredMask)
+def _resize_cropped_mask(
+    mask: _CentredMask, top: int, left: int, height: int, width: int, size: list[int], **of_pictures
+) -> _CentredMask:
+    return v2.functional.resize(v2.functional.crop(mask, top, left, height, width), size)
+
+# %% ../nbs/02_data.ipynb #0bf06a84
+class AnnotatedDataset(PictureDataset):
+    "Photographs whose masks or boxes follow them into every view; a subclass says where they come from."
+
+    def __init__(
+        self,
+        name: str,  # what it is
+        paths: Sequence[str],  # of the pictures, read as RGB
+        classes: Sequence[str],  # names of the classes
+        target: str,  # "mask" or "objects"
+    ):
+        super().__init__(name, torch.zeros(len(paths)), classes, 3, View(crop_scale=(0.25, 1.0)))
+        self.paths, self.target = paths, target
+
+    def with_view(self, **changes) -> "AnnotatedDataset":
+        "The same pictures with other settings of the view; what a target cannot follow raises `ValueError`."
+        unfit = [name for name in ("rand_augment", "erasing") if changes.get(name)]
+        if unfit:
+            raise ValueError(f"Masks and boxes cannot follow {unfit[0]}={changes[unfit[0]]}; leave it at 0.")
+        return super().with_view(**changes)
+
+    def describe(self, index: int) -> str:
+        "The path of a picture."
+        return self.paths[index]
+
+    def read(self, index: int) -> tuple[tv_tensors.Image, object]:
+        "Picture (3, H, W) and target as they are; `BrokenPicture` with the path if either cannot be read."
+        raise NotImplementedError
+
+    def collate(self, targets: Sequence, train: bool):
+        "One entry of `Batch.targets` from the targets of a batch, as the view has left them."
+        raise NotImplementedError
+
+    def show(self, pictures, sizes, seeds):
+        return self.show_with_targets(pictures, sizes, seeds)[0]
+
+    def show_with_targets(self, pictures, sizes, seeds):
+        images, targets = [], []
+        for j, size in enumerate(sizes):
+            if seeds is None:
+                views = [_central(pair[0].shape[-2:], size, self.view)(pair) for pair in pictures]
+            else:
+                views = _seeded(_random(size, self.view), pictures, [s + j for s in seeds])
+            seen, given = zip(*views, strict=True)
+            images.append(torch.stack(seen).float() / 255)
+            targets.append(self.collate(given, train=seeds is not None))
+        return tuple(images), tuple(targets)
+
+# %% ../nbs/02_data.ipynb #013516f9
+class SceneParse150(AnnotatedDataset):
+    "ADE20K's scene parsing benchmark (Zhou et al., 2017): 150 classes from 0, and 255 for what does not count."
 
     def __init__(
         self,
         root: str | os.PathLike,  # the folder that holds ADEChallengeData2016/
         split: str = "train",  # "train": 20,210 pictures, or "val": 2,000
-        transforms: Callable | None = None,  # of picture and mask together
     ):
-        super().__init__(os.fspath(root), transforms=transforms)
         if split not in ("train", "val"):
             raise ValueError(f"ADE20K has the splits 'train' and 'val'; {split!r} is neither.")
-        base, part = Path(self.root, "ADEChallengeData2016"), {"train": "training", "val": "validation"}[split]
-        self.images, self.masks = (
+        base, part = Path(root, "ADEChallengeData2016"), {"train": "training", "val": "validation"}[split]
+        pictures, self.masks = (
             sorted(path for path in Path(base, kind, part).glob(pattern) if not path.name.startswith("."))
             for kind, pattern in (("images", "*.jpg"), ("annotations", "*.png"))
         )
-        unpaired = {path.stem for path in self.images} ^ {path.stem for path in self.masks}
+        unpaired = {path.stem for path in pictures} ^ {path.stem for path in self.masks}
         names = base / "objectInfo150.txt"
-        if unpaired or not self.images or not names.is_file():
-            what = f"a picture or a mask of {min(unpaired)}" if unpaired else "images/, annotations/ or objectInfo150.txt"
+        if unpaired or not pictures or not names.is_file():
+            what = f"a picture or a mask of {min(unpaired)}" if unpaired else "images/, annotations/ or " + names.name
             raise ValueError(f"{base.absolute()} is not the whole of ADE20K: {what} is missing for {part}. Unpack "
                              "http://data.csail.mit.edu/places/ADEchallenge/ADEChallengeData2016.zip there.")
         lines = names.read_text().splitlines()[1:]
-        self.classes = tuple(line.split("\t")[-1].split(",")[0].strip() for line in lines)
+        classes = [line.split("\t")[-1].split(",")[0].strip() for line in lines]
+        super().__init__("ade20k", list(map(str, pictures)), classes, "mask")
 
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def describe(self, index: int) -> str:
-        "The path of a picture."
-        return os.fspath(self.images[index])
-
-    def __getitem__(self, index: int) -> tuple[tv_tensors.Image, tv_tensors.Mask]:
-        image = tv_tensors.Image(read_picture(self.images[index], upright=False))
+    def read(self, index):
+        image = tv_tensors.Image(read_picture(self.paths[index], upright=False))
         with _opened(self.masks[index]) as picture:
-            mask = torch.from_numpy(np.array(picture))
-            if mask.shape != image.shape[-2:] or mask.max() > len(self.classes):
-                raise ValueError(f"it is no mask of {len(self.classes)} classes for {self.images[index].name}")
-        mask = tv_tensors.Mask(mask.to(torch.uint8) - 1)  # 0 wraps round to 255
-        return (image, mask) if self.transforms is None else self.transforms(image, mask)
+            mask = np.array(picture)
+            if mask.dtype != np.uint8 or mask.shape != image.shape[-2:] or mask.max() > len(self.classes):
+                raise ValueError(f"it is no mask of {len(self.classes)} classes for {Path(self.paths[index]).name}")
+        return image, _CentredMask(rearrange(mask, "h w -> 1 h w") - np.uint8(1))  # 0 wraps round to 255
 
-# %% ../nbs/02_data.ipynb #56b2d343
-class CocoDetection(datasets.VisionDataset):
-    "COCO: (picture, target), a target with image_id, boxes (n, 4) of x1 y1 x2 y2 in px, labels, iscrowd and area (n,)."
+    def collate(self, targets, train):
+        return torch.cat(targets).long()
+
+# %% ../nbs/02_data.ipynb #5d278e56
+class CocoDetection(AnnotatedDataset):
+    "COCO 2017 (Lin et al., 2014): boxes, classes from 0, masks, and whether they are of a crowd."
 
     def __init__(
         self,
         root: str | os.PathLike,  # holds annotations/, and train2017/ and val2017/ there or in images/
-        split: str = "train",  # "train" or "val", of 2017
-        transforms: Callable | None = None,  # of picture and target together
+        split: str = "train",  # "train" or "val"
     ):
-        super().__init__(os.fspath(root), transforms=transforms)
-        base, name = Path(self.root), f"{split}2017"
-        annotations = base / "annotations" / f"instances_{name}.json"
+        base, name = Path(root), f"{split}2017"
+        file = base / "annotations" / f"instances_{name}.json"
         folders = [path for path in (base / name, base / "images" / name) if path.is_dir()]
-        if not annotations.is_file() or not folders:
-            raise ValueError(f"{base.absolute()} needs annotations/{annotations.name} and the folder {name}/ "
+        if not file.is_file() or not folders:
+            raise ValueError(f"{base.absolute()} needs annotations/{file.name} and the folder {name}/ "
                              f"or images/{name}/, from https://cocodataset.org/#download; one of them is missing.")
-        try:
-            with contextlib.redirect_stdout(None):
-                stored = _StoredCoco(folders[0], str(annotations))
-        except ImportError as error:
-            raise ImportError("COCO is read by pycocotools; install it by: pip install pycocotools") from error
-        wanted = ("image_id", "boxes", "labels", "iscrowd", "area")
-        self.source = datasets.wrap_dataset_for_transforms_v2(stored, wanted)
-        self.category_ids = tuple(sorted(stored.coco.getCatIds()))
-        self.classes = tuple(category["name"] for category in stored.coco.loadCats(self.category_ids))
+        self.annotations = _read_coco(file)
+        self.image_ids = tuple(sorted(self.annotations.imgs))  # COCO's number of every picture
+        self.category_ids = tuple(sorted(self.annotations.cats))  # COCO's number of every class
+        paths = [str(folders[0] / self.annotations.imgs[i]["file_name"]) for i in self.image_ids]
+        super().__init__("coco", paths, [self.annotations.cats[i]["name"] for i in self.category_ids], "objects")
 
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def describe(self, index: int) -> str:
-        "The path of a picture."
-        return os.fspath(self.source.path(self.source.ids[index]))
-
-    def __getitem__(self, index: int) -> tuple[tv_tensors.Image, dict]:
-        image, given = self.source[index]
-        empty = tv_tensors.BoundingBoxes(torch.zeros(0, 4), format="XYXY", canvas_size=tuple(image.shape[-2:]))
-        target = {
-            "image_id": given["image_id"],
-            "boxes": given.get("boxes", empty),
-            "labels": torch.tensor([self.category_ids.index(i) for i in given.get("labels", ())], dtype=torch.long),
-            "iscrowd": torch.tensor(given.get("iscrowd", ()), dtype=torch.bool),
-            "area": torch.tensor(given.get("area", ()), dtype=torch.float32),
+    def read(self, index):
+        image = tv_tensors.Image(read_picture(self.paths[index], upright=False))
+        size, stored = tuple(image.shape[-2:]), self.annotations.imgToAnns.get(self.image_ids[index], [])
+        objects = [self._object(index, size, one) for one in stored]
+        boxes, labels, masks, crowds = zip(*objects, strict=True) if objects else ([],) * 4
+        boxes = torch.tensor(boxes, dtype=torch.float32).view(-1, 4)
+        boxes = tv_tensors.BoundingBoxes(boxes, format="XYWH", canvas_size=size)
+        return image, {
+            "boxes": v2.functional.convert_bounding_box_format(boxes, new_format="XYXY"),
+            "labels": torch.tensor(labels, dtype=torch.long),
+            "masks": _CentredMask(np.reshape(masks, (-1, *size)).astype(np.uint8)),
+            "iscrowd": torch.tensor(crowds, dtype=torch.long),
         }
-        return (image, target) if self.transforms is None else self.transforms(image, target)
 
-# %% ../nbs/02_data.ipynb #f6e5dce9
-class _StoredCoco(datasets.CocoDetection):
-    "Torchvision's, with pictures read by `read_picture`."
+    def collate(self, targets, train):
+        found = []
+        for target in targets:
+            kept = target["iscrowd"] == 0 if train else slice(None)
+            objects = {name: value.as_subclass(Tensor)[kept] for name, value in target.items()}
+            found.append(_visible(**objects | {"masks": objects["masks"].bool()}))
+        return found
 
-    def path(self, id: int) -> Path:
-        return Path(self.root, self.coco.loadImgs(id)[0]["file_name"])
+    def _object(self, index: int, size: tuple[int, int], stored: dict) -> tuple[list[float], int, np.ndarray, int]:
+        "Box, label, mask and crowd of one annotation."
+        try:
+            if not stored["segmentation"]:
+                raise ValueError("it has no outline")
+            box, mask = stored["bbox"], self.annotations.annToMask(stored)
+            if len(box) != 4 or not all(map(math.isfinite, box)):
+                raise ValueError(f"bbox {box} is not four finite numbers")
+            if mask.shape != size:
+                raise ValueError(f"its mask is for a picture of {mask.shape}, not {size}")
+            if stored["category_id"] not in self.category_ids:
+                raise ValueError(f"category_id {stored['category_id']} is none of the set's")
+            return box, self.category_ids.index(stored["category_id"]), mask, int(stored.get("iscrowd", 0))
+        except MemoryError:
+            raise
+        except Exception as error:
+            raise BrokenPicture(f"Annotation {stored.get('id')} of {self.paths[index]} cannot be read "
+                                f"({type(error).__name__}: {error}); repair it or take the picture out.") from error
 
-    def _load_image(self, id: int) -> tv_tensors.Image:
-        return tv_tensors.Image(read_picture(self.path(id), upright=False))
+# %% ../nbs/02_data.ipynb #fba337c8
+def _read_coco(file: Path) -> COCO:
+    "The annotations of pictures."
+    try:
+        with contextlib.redirect_stdout(None):
+            annotations = COCO(file)
+    except (ValueError, LookupError, TypeError, AssertionError) as error:
+        raise ValueError(f"{file.absolute()} cannot be read as COCO's ({error}); download it again.") from error
+    if not annotations.imgs or not annotations.cats:
+        raise ValueError(f"{file.absolute()} names no pictures or no categories; download it again.")
+    return annotations
+
+# %% ../nbs/02_data.ipynb #08e71730
+@DATASETS.register("ade20k")
+def ade20k(split: str, root: Path, seed: int) -> SceneParse150:
+    "ADE20K, 150 classes a pixel, from the folder that holds ADEChallengeData2016/."
+    return SceneParse150(root, split)
+
+
+@DATASETS.register("coco")
+def coco(split: str, root: Path, seed: int) -> CocoDetection:
+    "COCO 2017, boxes and masks of 80 classes, from the folder that holds annotations/."
+    return CocoDetection(root, split)

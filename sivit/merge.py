@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['MERGERS', 'PADDINGS', 'Merger', 'list_mergers', 'create_merger', 'NoMerger', 'AveragePool', 'ConvPool',
-           'merge_schedule', 'cell_edges', 'cell_members', 'GridAttention', 'AdaptiveTokenMerger']
+           'merge_schedule', 'cell_edges', 'cell_members', 'GridAttention', 'AdaptiveTokenMerger', 'token_cells',
+           'TokenUnmerger']
 
 # %% ../nbs/07_merge.ipynb #2dab138e
-import inspect
 import itertools
 
 import torch
@@ -71,12 +71,7 @@ def create_merger(
     **options,  # the merger's own settings
 ) -> Merger:
     "A merger by its name; an unknown name or option raises `ValueError`."
-    kind = MERGERS[name]
-    known = [option for option in inspect.signature(kind).parameters if option not in ("dim", "heads", "grid")]
-    unknown = sorted(set(options) - set(known))
-    if unknown:
-        raise ValueError(f"The merger {name!r} has no option {unknown[0]!r}; it has: {', '.join(known) or 'none'}.")
-    return kind(dim, heads, grid, **options)
+    return MERGERS.create(name, dim, heads, grid, **options)
 
 # %% ../nbs/07_merge.ipynb #c879c04c
 @MERGERS.register("none")
@@ -294,3 +289,78 @@ def _enlarge(x: Tensor, grid: tuple[int, int]) -> Tensor:
     size = [torch.sym_max(n, target) for n, target in zip(x.shape[1:3], grid, strict=True)]
     maps = F.interpolate(rearrange(x, "b h w d -> b d h w"), size, mode="bilinear", align_corners=False)
     return rearrange(maps, "b d h w -> b h w d")
+
+# %% ../nbs/07_merge.ipynb #f2b35bb6
+def token_cells(
+    n: int,  # tokens on one axis
+    cells: int,  # cells on it when the merger is done
+    padding: str = "paper",  # the merger's own, see `cell_edges`
+    device: torch.device | str | None = None,
+) -> Tensor:  # (n,) long: the cell of every token
+    "Where the tokens of one axis end up, after as many passes as it takes."
+    enlarged = torch.sym_max(n, cells)
+    place = (2 * torch.arange(n, device=device) + 1) * enlarged // (2 * n)
+    for count in merge_schedule(enlarged, cells):
+        place = torch.searchsorted(cell_edges(enlarged, count, padding, device)[1:], place, right=True)
+        enlarged = count
+    return place
+
+# %% ../nbs/07_merge.ipynb #d458ffa5
+class TokenUnmerger(nn.Module):
+    "Each fine token reads back from its own cell and the cells around it (the counterpart of ViTAR, Eq. 1)."
+
+    def __init__(
+        self,
+        dim: int,  # width of a token
+        heads: int,  # attention heads; must divide `dim`
+        neighbours: int = 1,  # cells read on every side of a token's own
+        padding: str = "paper",  # the merger's own, see `cell_edges`
+    ):
+        super().__init__()
+        if dim < 1 or heads < 1 or dim % heads:
+            raise ValueError(f"heads must divide dim; {heads} heads and dim {dim} were given.")
+        if neighbours < 0 or padding not in PADDINGS:
+            need = f"neighbours must be at least 0 and padding one of {', '.join(PADDINGS)}"
+            raise ValueError(f"{need}; {neighbours} and {padding!r} were given.")
+        self.dim, self.heads, self.neighbours, self.padding = dim, heads, neighbours, padding
+        self.fine_norm, self.coarse_norm = nn.LayerNorm(dim, eps=1e-6), nn.LayerNorm(dim, eps=1e-6)
+        self.query, self.key_value, self.out = nn.Linear(dim, dim), nn.Linear(dim, 2 * dim), nn.Linear(dim, dim)
+        self.offset_bias = nn.Parameter(torch.zeros((2 * neighbours + 1) ** 2, heads))
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
+
+    def forward(
+        self,
+        coarse: Tensor,  # (b, gh, gw, d) the merged map
+        fine: Tensor,  # (b, h, w, d) tokens that ask, any h, w ≥ 1: those before merging, for example
+    ) -> Tensor:  # (b, h, w, d)
+        for x in (coarse, fine):
+            if x.ndim != 4 or x.shape[-1] != self.dim or 0 in x.shape[1:3] or len(x) != len(fine):
+                raise ValueError(
+                    f"Both maps must be (b, h, w, {self.dim}) of one batch, with at least one row and one column; "
+                    f"shapes {tuple(coarse.shape)} and {tuple(fine.shape)} were given."
+                )
+        near, beyond = self.nearby_cells(fine.shape[1:3], coarse.shape[1:3], fine.device)
+        query = rearrange(self.query(self.fine_norm(fine)), "b h w (m e) -> b (h w) 1 m e", m=self.heads)
+        both = _deal(self.key_value(self.coarse_norm(coarse)).flatten(1, 2), near)
+        key, value = rearrange(both, "b t k (two m e) -> two b t k m e", two=2, m=self.heads)
+        scores = (query * key).sum(-1) * key.shape[-1] ** -0.5 + self.offset_bias
+        weights = scores.masked_fill(beyond[..., None], -torch.inf).softmax(dim=2)
+        read = rearrange((weights[..., None] * value).sum(2), "b t m e -> b t (m e)")
+        return fine + self.out(read).view_as(fine)
+
+    def nearby_cells(
+        self,
+        grid: tuple[int, int],  # rows and columns of fine tokens
+        cells: tuple[int, int],  # rows and columns of cells
+        device: torch.device | str | None = None,
+    ) -> tuple[Tensor, Tensor]:  # (h·w, k) long: cells, row by row; (h·w, k) bool: those that do not exist
+        "The cells each token reads, its own in the middle; one beyond the border is listed as the nearest inside."
+        steps = torch.arange(-self.neighbours, self.neighbours + 1, device=device)
+        rows, columns = (
+            token_cells(n, count, self.padding, device)[:, None] + steps for n, count in zip(grid, cells, strict=True)
+        )
+        rows, columns = rearrange(rows, "h k -> h 1 k 1"), rearrange(columns, "w k -> 1 w 1 k")
+        beyond = (rows < 0) | (rows >= cells[0]) | (columns < 0) | (columns >= cells[1])
+        near = rows.clamp(0, cells[0] - 1) * cells[1] + columns.clamp(0, cells[1] - 1)
+        return near.flatten(0, 1).flatten(1), beyond.flatten(0, 1).flatten(1)

@@ -72,11 +72,7 @@ def create_stem(
     **options,  # settings of that stem
 ) -> nn.Module:
     "A stem by name; an unknown name or option raises `ValueError`."
-    cls = STEMS[name]
-    try:
-        return cls(patch_size, channels, dim, **options)
-    except TypeError as error:
-        raise ValueError(f"Stem {name!r} does not take the options {sorted(options)}: {error}") from error
+    return STEMS.create(name, patch_size, channels, dim, **options)
 
 
 def list_stems(

@@ -68,7 +68,7 @@ class Position(nn.Module):
     def block_of(self, parameter: str) -> int | None:
         "The block that a parameter belongs to, by its name (lists of modules count blocks); None: it acts before the first."
         _, *rest = parameter.split(".")
-        if rest and rest[0].isdigit():
+        if rest and rest[0].isdigit() and self.per_block:
             return int(rest[0])
         return None if self.site == "input" else self.depth - 1
 
@@ -77,10 +77,9 @@ class Position(nn.Module):
         if type(self).bias is Position.bias:
             return None
         key = (tuple(grid), layer if self.per_block else 0, prefix, dtype)
-        learning = torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters())
         if torch.compiler.is_compiling():
             return self._make_bias(*key)
-        if learning:
+        if torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters()):
             self._biases.clear()
             return self._make_bias(*key)
         return self._biases.get(self, key)
@@ -144,11 +143,7 @@ def create_position(
     **options,  # settings of that encoding
 ) -> Position:
     "A position encoding by name; an unknown name or option raises `ValueError`."
-    cls = POSITIONS[name]
-    try:
-        return cls(dim, heads, depth, grid, **options)
-    except TypeError as error:
-        raise ValueError(f"Position encoding {name!r} does not take the options {sorted(options)}: {error}") from error
+    return POSITIONS.create(name, dim, heads, depth, grid, **options)
 
 
 def list_positions(

@@ -96,6 +96,10 @@ class ViTConfig:
         "Tokens (h, w) of the reference size, before merging."
         return patch_grid(self.size, self.patch_size)
 
+    def build(self) -> "ViT":
+        "A model of this configuration, randomly initialised."
+        return ViT(self)
+
 # %% ../nbs/08_vit.ipynb #0fedd737
 class MLP(nn.Sequential):
     "Two linear layers with a GELU between them (Dosovitskiy et al. 2021, §3.1)."
@@ -164,7 +168,7 @@ class Features(NamedTuple):
     prefix: Tensor  # (b, p, d) the class token, where there is one, then the registers; p may be 0
     map: Tensor  # (b, h, w, d) tokens on the grid after merging
 
-
+# %% ../nbs/08_vit.ipynb #10e720f0
 class Encoder(nn.Module):
     "Pictures to a class token and a map (Dosovitskiy et al. 2021, Eqs. 1–4, with a merger before the blocks)."
 
@@ -204,9 +208,10 @@ class Encoder(nn.Module):
         x: Tensor,  # (b, p + h·w, d)
         grid: tuple[int, int],  # (h, w)
         layer: int,  # which block
+        visible: Tensor | None = None,  # (b, n) which tokens of the grid are there; None: all
     ) -> Tensor:  # the same shape
         "One block, and what the encoding does behind it."
-        block, inputs = self.blocks[layer], (x, self.position, grid, layer, self.prefix)
+        block, inputs = self.blocks[layer], (x, self.position, grid, layer, self.prefix, visible)
         recompute = self.grad_checkpointing and torch.is_grad_enabled()
         x = checkpoint(block, *inputs, use_reentrant=False) if recompute else block(*inputs)
         if type(self.position).between is Position.between:
@@ -265,8 +270,8 @@ def forward_visible(
     x, grid = encoder.start(images)
     index = visible[..., None].expand(-1, -1, x.shape[-1])
     x = torch.cat([x[:, : encoder.prefix], x[:, encoder.prefix :].gather(1, index)], dim=1)
-    for layer, block in enumerate(encoder.blocks):
-        x = block(x, encoder.position, grid, layer, encoder.prefix, visible)
+    for layer in range(len(encoder.blocks)):
+        x = encoder.step(x, grid, layer, visible)
     return encoder.norm(x)
 
 # %% ../nbs/08_vit.ipynb #611fe212
@@ -339,7 +344,7 @@ class Trainable:
         if name.startswith("encoder.position."):
             block = self.encoder.position.block_of(name.removeprefix("encoder.position."))
             return 0 if block is None else 1 + block
-        return self.config.depth + 1 if name.startswith(("encoder.norm.", "head.")) else 0
+        return 0 if name.startswith("encoder.") and not name.startswith("encoder.norm.") else 1 + len(self.encoder.blocks)
 
 # %% ../nbs/08_vit.ipynb #fa59a576
 class ViT(nn.Module, Pretrained, Trainable):
@@ -435,10 +440,11 @@ FAMILIES = {
 
 def create_model(
     name: str,  # a name of `list_models()`
-    **overrides,  # fields of `ViTConfig` to change
-) -> ViT:
+    **overrides,  # fields of its configuration to change, such as those of `ViTConfig`
+) -> nn.Module:
     "A model by name, randomly initialised; an unknown name or setting raises `ValueError`."
-    return ViT(from_dict(ViTConfig, to_dict(MODELS[name]()) | overrides))
+    base = MODELS[name]()
+    return from_dict(type(base), to_dict(base) | overrides).build()
 
 
 def list_models(

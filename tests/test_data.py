@@ -119,9 +119,15 @@ def test_a_batch_size_that_outgrows_the_dataset_is_named():
         late.set_epoch(1)
 
 
+def flat(targets):
+    "All tensors in the targets of a batch."
+    for target in targets:
+        yield from [target] if isinstance(target, torch.Tensor) else (v for one in target for v in one.values())
+
+
 def equal(first, second):
     def parts(batches):
-        return [part for batch in batches for part in (batch.indices, batch.labels, *batch.images)]
+        return [part for b in batches for part in (b.indices, b.labels, *b.images, *flat(b.targets))]
 
     return all(torch.equal(a, b) for a, b in zip(parts(first), parts(second), strict=True))
 
@@ -268,18 +274,13 @@ def test_extreme_shapes_are_read_and_seen(shape, tmp_path):
     values = np.linspace(0, 255, shape[0] * shape[1]).astype(np.uint8).reshape(shape)
     picture = read(encoded(Image.fromarray(values), "PNG"), tmp_path)
     assert picture.shape == (3, *shape) and torch.equal(picture[0], torch.from_numpy(values))
-    resized, real = [], v2.functional.resize
-
-    def resize(picture, size, *rest, **options):
-        resized.append(size)
-        return real(picture, size, *rest, **options)
-
-    with mock.patch.object(v2.functional, "resize", resize):
-        for target in ((32, 32), (16, 48), (48, 16)):
+    for target in ((32, 32), (16, 48), (48, 16)):
+        with mock.patch.object(v2, "Resize", wraps=v2.Resize) as resize:
             assert central_view([picture], target, View(crop_ratio=0.875)).shape == (1, 3, *target)
-            for seed in range(5):
-                assert random_view([picture], target, View(), [seed]).shape == (1, 3, *target)
-    assert all(height * width <= 60_000 for height, width in resized)  # never the 32 × 640,000 that cover the target
+        (height, width), *_ = resize.call_args.args
+        assert height * width <= 60_000  # never the 32 × 640,000 that cover the target
+        for seed in range(5):
+            assert random_view([picture], target, View(), [seed]).shape == (1, 3, *target)
 
 
 def test_a_long_picture_shows_its_middle():
@@ -672,55 +673,106 @@ def ade(tmp_path):
 
 def test_ade20k_shifts_its_classes(ade):
     for split in ("train", "val"):
-        dataset = SceneParse150(ade, split)
-        image, mask = dataset[1]
+        dataset = create_dataset("ade20k", split, root=ade)
+        image, mask = dataset.read(1)
         assert isinstance(image, tv_tensors.Image) and isinstance(mask, tv_tensors.Mask) and mask.dtype == torch.uint8
         assert mask.flatten().tolist() == [255, 255, *np.arange(150).repeat(2)] and image.shape == (3, 2, 151)
         assert len(dataset) == 2 and len(dataset.classes) == 150 and dataset.classes[149] == "thing 150"
-        assert dataset.describe(0).endswith(f"ADE_{split}_00000001.jpg")
+        assert dataset.describe(0).endswith(f"ADE_{split}_00000001.jpg") and dataset.labels.tolist() == [0, 0]
+    batch = next(iter(create_loader(dataset, 2, (2, 151))))
+    assert batch.targets[0].dtype == torch.int64 and type(batch.targets[0]) is torch.Tensor
+    assert batch.targets[0].tolist() == [mask[0].tolist()] * 2 and dataset.ignore_index == 255
 
 
-def test_ade20k_moves_mask_and_picture_together(ade):
-    halves = np.zeros((8, 8), np.uint8)
-    halves[:, 4:] = 1
+def halved(ade):
+    "Both training pictures: the right half white and of class 0, the left black and ignored."
+    halves, base = np.zeros((40, 60), np.uint8), ade / "ADEChallengeData2016"
+    halves[:, 30:] = 1
+    for i in (1, 2):
+        Image.fromarray(halves).save(base / f"annotations/training/ADE_train_0000000{i}.png")
+        (base / f"images/training/ADE_train_0000000{i}.jpg").write_bytes(
+            encoded(Image.fromarray(halves * 255).convert("RGB"), "JPEG", quality=100))
+
+
+@pytest.mark.parametrize("train", [True, False])
+def test_ade20k_moves_mask_and_picture_together(ade, train):
+    halved(ade)
+    dataset = create_dataset("ade20k", root=ade, crop_scale=(0.1, 1.0), color_jitter=0.1, interpolation="bilinear")
+    loader = create_loader(dataset, 2, lambda step: (16, (24, 8), (80, 120)), train=train)
+    shares = []
+    for epoch in range(10):
+        loader.set_epoch(epoch)
+        for images, masks in zip(*(next(iter(loader))[i] for i in (0, 4)), strict=True):
+            assert masks.shape == images[:, 0].shape and set(masks.unique().tolist()) <= {0, 255}
+            agree = (images.mean(1) > 0) == (masks == 0)
+            assert agree.float().mean() > 0.93  # but for the border
+            shares += (masks == 0).float().mean((1, 2)).tolist()
+    assert train == (max(shares) - min(shares) > 0.5)
+
+
+def test_narrow_pictures_are_enlarged_with_their_masks(ade):
+    dataset = create_dataset("ade20k", root=ade)  # 2 × 151 px
+    for size in ((16, 16), (96, 16), (16, 96)):
+        batch = dataset.__getitems__([(i, (size,), 5) for i in (0, 1)])
+        assert batch.images[0].shape[-2:] == batch.targets[0].shape[1:] == size
+
+
+def test_broken_masks_are_skipped_like_broken_pictures(ade):
     base = ade / "ADEChallengeData2016"
-    Image.fromarray(halves).save(base / "annotations/training/ADE_train_00000001.png")
-    (base / "images/training/ADE_train_00000001.jpg").write_bytes(
-        encoded(Image.fromarray(halves * 255).convert("RGB"), "JPEG", quality=100))
-    crop = v2.Compose([v2.RandomResizedCrop(16, (0.3, 1.0)), v2.RandomHorizontalFlip()])
-    for seed in range(10):
-        torch.manual_seed(seed)
-        image, mask = SceneParse150(ade, transforms=crop)[0]
-        agree = (image.float().mean(0) > 127) == (mask == 0)
-        assert agree.float().mean() > 0.9 and set(mask.unique().tolist()) <= {0, 255}
+    for part, kind in (("training", "train"), ("validation", "val")):
+        for i in range(3, 9):
+            for folder, suffix in (("images", "jpg"), ("annotations", "png")):
+                first = base / folder / part / f"ADE_{kind}_00000001.{suffix}"
+                (base / folder / part / f"ADE_{kind}_0000000{i}.{suffix}").write_bytes(first.read_bytes())
+        (base / "annotations" / part / f"ADE_{kind}_00000003.png").write_bytes(b"no mask")
+        (base / "images" / part / f"ADE_{kind}_00000006.jpg").write_bytes(b"no picture")
+    seen = []
+    for workers in (0, 2):
+        train, val = (create_dataset("ade20k", split, root=ade, errors="skip") for split in ("train", "val"))
+        kept = list(create_loader(val, 3, (8, 16), workers=workers))
+        assert [batch.indices.tolist() for batch in kept] == [[0, 1], [3, 4], [6, 7]]
+        assert all(len(batch.targets[0]) == len(batch.images[0]) == 2 for batch in kept)
+        assert list(val.skipped) == [val.describe(2), val.describe(5)]
+        assert "00000003.png" in val.skipped[val.describe(2)]
+        seen.append(list(create_loader(train, 4, lambda step: (8, (6, 12)), train=True, workers=workers)))
+        assert all(len(batch.indices) == 4 and not {2, 5} & set(batch.indices.tolist()) for batch in seen[-1])
+    assert equal(*seen)
 
 
 def test_ade20k_says_what_is_missing(ade):
     base = ade / "ADEChallengeData2016"
-    (base / "annotations/validation/ADE_val_00000002.png").write_bytes(b"")
-    with pytest.raises(BrokenPicture, match=r"annotations.validation.ADE_val_00000002\.png cannot be read"):
-        SceneParse150(ade, "val")[1]
-    Image.new("L", (9, 9)).save(base / "annotations/validation/ADE_val_00000002.png")
-    with pytest.raises(BrokenPicture, match="no mask of 150 classes for ADE_val_00000002"):
-        SceneParse150(ade, "val")[1]
+    val = create_dataset("ade20k", "val", root=ade)
+    wrong = {
+        "cannot be read": b"", "no mask of 150 classes for ADE_val_00000002": encoded(Image.new("L", (9, 9)), "PNG"),
+        "no mask of 150": encoded(Image.new("L", (151, 2), 151), "PNG"),
+        "no mask": encoded(Image.new("RGB", (151, 2)), "PNG"), "it is no": encoded(Image.new("I;16", (151, 2)), "PNG"),
+    }  # fmt: skip
+    for why, content in wrong.items():
+        (base / "annotations/validation/ADE_val_00000002.png").write_bytes(content)
+        with pytest.raises(BrokenPicture, match=rf"annotations.validation.ADE_val_00000002\.png.*{why}"):
+            list(create_loader(val, 2, 8))
     (base / "images/validation/ADE_val_00000001.jpg").unlink()
     with pytest.raises(ValueError, match=r"ADE_val_00000001 is missing for validation.*ADEChallengeData2016\.zip"):
-        SceneParse150(ade, "val")
+        create_dataset("ade20k", "val", root=ade)
+    for name in ("rand_augment", "erasing"):
+        with pytest.raises(ValueError, match=f"Masks and boxes cannot follow {name}=1; leave it at 0"):
+            create_dataset("ade20k", root=ade, **{name: 1})
+        assert getattr(create_dataset("ade20k", root=ade, **{name: 0}).view, name) == 0
     (base / "objectInfo150.txt").unlink()
     with pytest.raises(ValueError, match=r"objectInfo150\.txt is missing"):
-        SceneParse150(ade)
+        create_dataset("ade20k", root=ade)
     with pytest.raises(ValueError, match="'test' is neither"):
         SceneParse150(ade, "test")
 
 
-@pytest.fixture(params=["{}2017", "images/{}2017"])
-def coco(request, tmp_path):
+@pytest.fixture
+def coco(tmp_path):
     "80 classes numbered up to 90 with gaps; one picture with objects and a crowd, one without, one not used."
     numbers = [i for i in range(1, 91) if i not in (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)]
     (tmp_path / "annotations").mkdir()
     for split in ("train", "val"):
-        folder = tmp_path / request.param.format(split)
-        folder.mkdir(parents=True)
+        folder = tmp_path / f"{split}2017"
+        folder.mkdir()
         for i in (9, 25, 30):
             (folder / f"{i:012}.jpg").write_bytes(jpeg(i, (64, 48)))
         box = {"image_id": 25, "iscrowd": 0, "segmentation": [[1, 1, 9, 1, 9, 9]], "area": 32.0}
@@ -738,37 +790,158 @@ def coco(request, tmp_path):
 
 
 def test_coco(coco, capsys):
-    dataset = CocoDetection(coco, "val")
+    dataset = create_dataset("coco", "val", root=coco)
     assert capsys.readouterr().out == "" and len(dataset) == 2 and len(dataset.classes) == 80
-    image, target = dataset[1]
-    assert isinstance(image, tv_tensors.Image) and image.shape == (3, 48, 64) and target["image_id"] == 25
-    assert isinstance(target["boxes"], tv_tensors.BoundingBoxes)
+    image, target = dataset.read(1)
+    assert isinstance(image, tv_tensors.Image) and image.shape == (3, 48, 64) and dataset.image_ids == (9, 25)
+    assert isinstance(target["boxes"], tv_tensors.BoundingBoxes) and target["boxes"].canvas_size == (48, 64)
     assert target["boxes"].tolist() == [[1.5, 2, 11.5, 22], [0, 0, 64, 48]]
     assert target["labels"].tolist() == [79, 0] and [dataset.category_ids[i] for i in target["labels"]] == [90, 1]
-    assert target["iscrowd"].tolist() == [False, True] and dataset.describe(1).endswith("000000000025.jpg")
-    image, empty = dataset[0]
+    assert target["iscrowd"].tolist() == [0, 1] and dataset.describe(1).endswith("000000000025.jpg")
+    assert target["masks"].shape == (2, 48, 64) and target["masks"][1].sum() == 10
+    image, empty = dataset.read(0)
     assert empty.keys() == target.keys() and empty["boxes"].shape == (0, 4) and empty["labels"].dtype == torch.int64
+    (coco / "images").mkdir()
+    (coco / "val2017").rename(coco / "images" / "val2017")
+    moved = pickle.loads(pickle.dumps(create_dataset("coco", "val", root=coco)))  # as worker processes get it
+    assert torch.equal(moved.read(0)[0], image)
 
 
-def test_coco_moves_boxes_and_picture_together(coco):
-    flip = v2.Compose([v2.RandomHorizontalFlip(1.0), v2.Resize((96, 128))])
-    dataset = CocoDetection(coco, transforms=flip)
-    image, target = dataset[1]
-    assert image.shape == (3, 96, 128) and target["boxes"][0].tolist() == [105, 4, 125, 44]
-    assert dataset[0][1]["boxes"].canvas_size == (96, 128)
-    loaded = torch.utils.data.DataLoader(dataset, batch_size=None, num_workers=1, multiprocessing_context="spawn")
-    assert [len(target["boxes"]) for _, target in loaded] == [0, 2]
+def test_training_leaves_crowds_out(coco):
+    for train, count in ((True, 1), (False, 2)):
+        loader = create_loader(create_dataset("coco", root=coco, crop_scale=(1.0, 1.0)), 2, (48, 64), train=train)
+        batch = next(iter(loader))
+        counts = {i: len(t["iscrowd"]) for i, t in zip(batch.indices.tolist(), batch.targets[0], strict=True)}
+        assert counts == {0: 0, 1: count}
+
+
+@pytest.fixture
+def framed(coco):
+    "One white rectangle in each picture; its box and its outline are its border."
+    file = coco / "annotations" / "instances_train2017.json"
+    tree = json.loads(file.read_text()) | {"annotations": []}
+    dataset = create_dataset("coco", root=coco)
+    for i, path in enumerate(dataset.paths):
+        x, y, width, height = 6 + 24 * i, 5, 31, 25
+        pixels = np.zeros((48, 64, 3), np.uint8)
+        pixels[y : y + height, x : x + width] = 255
+        Path(path).write_bytes(encoded(Image.fromarray(pixels), "PNG"))
+        outline = [x, y, x + width, y, x + width, y + height, x, y + height]
+        tree["annotations"].append({"id": i, "image_id": dataset.image_ids[i], "iscrowd": 0, "category_id": 1 + i,
+                                    "bbox": [x, y, width, height], "segmentation": [outline]})
+    file.write_text(json.dumps(tree))
+    return coco
+
+
+def three_sizes(step):
+    return (32, (24, 40), (96, 64))
+
+
+@pytest.mark.parametrize("train", [True, False])
+def test_coco_moves_boxes_masks_and_picture_together(framed, train):
+    dataset = create_dataset("coco", root=framed, crop_scale=(0.1, 1.0), interpolation="bilinear")
+    loader, gone, lefts = create_loader(dataset, 2, three_sizes, train=train), 0, set()
+    for epoch in range(15):
+        loader.set_epoch(epoch)
+        batch = next(iter(loader))
+        for images, targets in zip(batch.images, batch.targets, strict=True):
+            for image, index, objects in zip(images, batch.indices.tolist(), targets, strict=True):
+                white = image.mean(0) > 0
+                if not len(objects["labels"]):
+                    gone += 1
+                    assert white.sum() <= white.shape[0] or white.sum() <= white.shape[1]
+                    continue
+                (box,), (mask,) = objects["boxes"], objects["masks"]
+                assert objects["labels"].tolist() == [index] and type(box) is type(mask) is torch.Tensor
+                rows, columns = mask.any(1).nonzero(), mask.any(0).nonzero()
+                around = torch.tensor([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1])
+                assert (box - around).abs().max() <= 1.0 and (white == mask).float().mean() > 0.9
+                lefts.add(round(box[0].item()))
+    assert (gone > 0) == train and len(lefts) > (10 if train else 1)
+
+
+@pytest.mark.parametrize("name", ["scenes mask", "scenes objects", "coco"])
+def test_targets_are_the_same_from_any_worker_and_rank(name, framed):
+    if name == "coco":
+        dataset = create_dataset("coco", root=framed)
+    else:
+        dataset = create_dataset("scenes", length=24, config={"objects": 3}, target=name.split()[1])
+    size = 2 if name == "coco" else 8
+    whole = create_loader(dataset, size, three_sizes, train=True, seed=3)
+    whole.set_epoch(1)
+    expected = list(whole)
+    whole.set_epoch(1, skip=1)
+    assert equal(whole, expected[1:]) and all(len(batch.targets) == 3 for batch in expected)
+    shared = {"train": True, "seed": 3, "workers": 1, "ranks": 2}
+    parts = [create_loader(dataset, size, three_sizes, rank=rank, **shared) for rank in (0, 1)]
+    for part in parts:
+        part.set_epoch(1)
+    for batch, *halves in zip(expected, *parts, strict=True):
+        for j, found in enumerate(batch.targets):
+            joined = [one for half in halves for one in half.targets[j]]
+            joined = torch.stack(joined) if isinstance(found, torch.Tensor) else joined
+            assert all(torch.equal(a, b) for a, b in zip(flat([found]), flat([joined]), strict=True))
+
+
+BAD_BOXES = {  # box and what is left of it in 48 × 64
+    "leaves at two sides": ([-5, -4, 12, 9], [[0, 0, 7, 5]]), "outside": ([70, 3, 9, 9], []),
+    "no width": ([5, 5, 0, 9], []), "no height": ([5, 5, 9, 0], []), "turned over": ([9, 9, -4, 9], []),
+}  # fmt: skip
+BAD_ANNOTATIONS = {
+    "bbox": ([[1, 2, 3], "not four finite"], [[1, 2, float("inf"), 3], "not four finite"], [None, "TypeError"]),
+    "category_id": ([12, "category_id 12 is none"],),
+    "segmentation": ([[], "no outline"], [None, "no outline"], [[[1, 2]], "not supported"],
+                     [{"counts": [0, 100], "size": [10, 10]}, r"of \(10, 10\), not \(48, 64\)"],
+                     [{"counts": [9, 9_000_000], "size": [48, 64]}, "Invalid RLE"], [{"size": [48, 64]}, "counts"]),
+}  # fmt: skip
+
+
+def with_annotation(coco, **changes):
+    file = coco / "annotations" / "instances_train2017.json"
+    tree = json.loads(file.read_text())
+    tree["annotations"][0] |= changes
+    file.write_text(json.dumps(tree))
+    return create_dataset("coco", root=coco, errors="skip")
+
+
+@pytest.mark.parametrize("name", BAD_BOXES)
+def test_boxes_are_clipped_or_left_out(coco, name):
+    box, left = BAD_BOXES[name]
+    dataset = with_annotation(coco, bbox=box)
+    for _, objects in (batch.targets[0] for batch in create_loader(dataset, 2, (48, 64))):
+        assert objects["boxes"].tolist() == [*left, [0, 0, 64, 48]]
+        assert len(objects["labels"]) == len(objects["masks"]) == len(objects["iscrowd"]) == len(left) + 1
+    assert not dataset.skipped
+
+
+@pytest.mark.parametrize(("name", "value", "why"), [(k, *case) for k, v in BAD_ANNOTATIONS.items() for case in v])
+def test_wrong_annotations_break_their_picture_alone(coco, name, value, why):
+    dataset = with_annotation(coco, **{name: value})
+    assert [batch.indices.tolist() for batch in create_loader(dataset, 2, 16)] == [[0]]
+    next(iter(create_loader(dataset, 2, 16, train=True)))
+    dataset.errors = "raise"
+    with pytest.raises(BrokenPicture, match=rf"Annotation 5 of .*25\.jpg cannot be read \(.*{why}.*take the picture"):
+        dataset.read(1)
+
+
+def test_an_annotated_picture_of_another_size_is_refused(coco):
+    dataset = CocoDetection(coco)
+    Path(dataset.describe(1)).write_bytes(jpeg(9, (48, 64)))
+    with pytest.raises(BrokenPicture, match=r"picture of \(48, 64\), not \(64, 48\)"):
+        dataset.read(1)
 
 
 def test_coco_says_what_is_wrong(coco):
     dataset = CocoDetection(coco)
     Path(dataset.describe(0)).write_bytes(b"")
     with pytest.raises(BrokenPicture, match=r"000000000009\.jpg cannot be read"):
-        dataset[0]
-    absent = mock.patch.dict("sys.modules", {"pycocotools.coco": None})
-    with absent, pytest.raises(ImportError, match="pip install pycocotools"):
-        CocoDetection(coco)
-    (coco / "annotations" / "instances_train2017.json").unlink()
+        dataset.read(0)
+    file = coco / "annotations" / "instances_train2017.json"
+    for content in ("", "[]", '{"images": [{}]}', '{"images": [], "categories": []}'):
+        file.write_text(content)
+        with pytest.raises(ValueError, match=r"instances_train2017\.json (cannot be read|names no).*download it again"):
+            CocoDetection(coco)
+    file.unlink()
     with pytest.raises(ValueError, match=r"needs annotations/instances_train2017\.json and the folder train2017/"):
         CocoDetection(coco)
 
@@ -783,9 +956,13 @@ def test_scenes_from_workers_are_the_same():
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_scenes_are_drawn_on_the_gpu():
-    there, here = (create_dataset("scenes", length=12, device=device) for device in ("cuda", None))
+@pytest.mark.parametrize("target", ["label", "mask", "objects"])
+def test_scenes_are_drawn_on_the_gpu(target):
+    there, here = (create_dataset("scenes", length=12, device=device, target=target) for device in ("cuda", None))
     for a, b in zip(*(create_loader(scenes, 4, sizes, train=True) for scenes in (there, here)), strict=True):
         assert {images.device.type for images in a.images} == {"cuda"} and a.labels.device.type == "cpu"
         assert torch.equal(a.labels, b.labels) and all(
             (x.cpu() - y).abs().mean() < 1e-3 for x, y in zip(a.images, b.images, strict=True))
+        assert len(a.targets) == len(b.targets) and {found.device.type for found in flat(a.targets)} <= {"cuda"}
+        for x, y in zip(flat(a.targets), flat(b.targets), strict=True):
+            assert x.dtype == y.dtype and (x.cpu().float() - y.float()).abs().mean() < 1e-2

@@ -4,6 +4,7 @@ import copy
 import itertools
 import math
 
+import onnxruntime
 import pytest
 import torch
 from torch import nn
@@ -13,11 +14,13 @@ from sivit.merge import (
     PADDINGS,
     AdaptiveTokenMerger,
     GridAttention,
+    TokenUnmerger,
     cell_edges,
     cell_members,
     create_merger,
     list_mergers,
     merge_schedule,
+    token_cells,
 )
 
 TARGET = (14, 14)
@@ -473,8 +476,6 @@ def test_an_exported_program_takes_a_range_of_sizes(name, options, low, high):
 
 def onnx_answers(merger, example, grids, **settings):
     "The exported file's answers next to the merger's own."
-    onnxruntime = pytest.importorskip("onnxruntime")
-    pytest.importorskip("onnxscript")
     program = torch.onnx.export(merger, (example,), dynamo=True, verbose=False, **settings)
     session = onnxruntime.InferenceSession(program.model_proto.SerializeToString(), providers=["CPUExecutionProvider"])
     for grid in grids:
@@ -498,6 +499,112 @@ def test_one_onnx_file_serves_all_sizes_of_one_number_of_passes():
     answers = onnx_answers(make().float(), tokens(15, 16).float(), grids, dynamic_shapes=({1: height, 2: width},))
     for found, expected in answers:
         torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+
+
+# The way back
+
+
+def make_unmerger(dim=8, heads=2, **options):
+    "An unmerger in double precision with large random weights."
+    torch.manual_seed(0)
+    unmerger = TokenUnmerger(dim, heads, **options).double()
+    with torch.no_grad():
+        for parameter in unmerger.parameters():
+            parameter.normal_(std=0.6)
+    return unmerger
+
+
+@pytest.mark.parametrize("padding", PADDINGS)
+@pytest.mark.parametrize("target, options", [((14, 9), {}), ((3, 3), {"final_pass": True}), ((3, 3), {"ratio": 2})])
+@torch.no_grad()
+def test_a_token_reads_the_cell_it_was_merged_into(padding, target, options):
+    "Spoil a token before the merger: the cell that is spoilt behind it is the one `token_cells` names."
+    merger = make(target, padding=padding, **options)
+    for grid in [(20, 17), (35, 9), (14, 40), (4, 4), (29, 57)]:
+        (h, w), cells = grid, merger.output_grid(grid)
+        if min(h - cells[0], w - cells[1]) < 0:
+            continue  # an enlarged map mixes neighbours
+        rows, columns = (token_cells(n, count, padding) for n, count in zip(grid, cells, strict=True))
+        for i, j in [(0, 0), (h // 2, w // 3), (h - 1, w - 1), (h // 3, w - 2)]:
+            x = tokens(*grid, b=1)
+            x[0, i, j] = torch.nan
+            spoilt = merger(x)[0].isnan().any(-1).nonzero().tolist()
+            assert spoilt == [[rows[i].item(), columns[j].item()]], grid
+
+
+def test_a_token_of_an_enlarged_axis_reads_the_cell_that_holds_its_centre():
+    for n, cells in itertools.product(range(1, 15), range(1, 60)):
+        if n < cells:
+            expected = [math.floor((i + 0.5) * cells / n) for i in range(n)]
+            assert token_cells(n, cells).tolist() == expected == token_cells(n, cells, "even").tolist()
+
+
+@pytest.mark.parametrize("neighbours", [0, 1, 2])
+@pytest.mark.parametrize("grid, cells", [((6, 7), (3, 2)), ((3, 3), (5, 6)), ((4, 5), (4, 5)), ((1, 9), (1, 2))])
+@torch.no_grad()
+def test_the_unmerger_equals_attention_with_a_mask(neighbours, grid, cells):
+    "PyTorch's attention over all cells, where a mask hides those that are too far away and carries the bias."
+    unmerger, (fine, coarse) = make_unmerger(neighbours=neighbours), (tokens(*grid), tokens(*cells))
+    place = [token_cells(n, count) for n, count in zip(grid, cells, strict=True)]
+    steps = [torch.arange(count)[None] - own[:, None] for own, count in zip(place, cells, strict=True)]  # (n, count)
+    row, column = steps[0][:, None, :, None], steps[1][None, :, None, :]
+    near = (row.abs() <= neighbours) & (column.abs() <= neighbours)
+    index = ((row + neighbours) * (2 * neighbours + 1) + column + neighbours).clamp(0, len(unmerger.offset_bias) - 1)
+    mask = unmerger.offset_bias[index].masked_fill(~near[..., None], -torch.inf)
+    mask = mask.permute(4, 0, 1, 2, 3).flatten(1, 2).flatten(2, 3)
+
+    split = lambda x: x.unflatten(-1, (2, -1)).transpose(1, 2)  # noqa: E731
+    query = unmerger.query(unmerger.fine_norm(fine)).flatten(1, 2)
+    key, value = unmerger.key_value(unmerger.coarse_norm(coarse)).flatten(1, 2).chunk(2, dim=-1)
+    read = nn.functional.scaled_dot_product_attention(split(query), split(key), split(value), attn_mask=mask)
+    expected = fine + unmerger.out(read.transpose(1, 2).flatten(2)).view_as(fine)
+    torch.testing.assert_close(unmerger(coarse, fine), expected)
+
+
+def test_gradients_of_the_unmerger_are_right():
+    unmerger = make_unmerger(dim=4)
+    inputs = tokens(3, 2, b=1, dim=4).requires_grad_(), tokens(4, 5, b=1, dim=4).requires_grad_()
+    assert torch.autograd.gradcheck(unmerger, inputs)
+    assert torch.autograd.gradcheck(lambda bias: torch.func.functional_call(unmerger, {"offset_bias": bias}, inputs),
+                                    unmerger.offset_bias.detach().clone().requires_grad_())  # fmt: skip
+
+
+@torch.no_grad()
+def test_what_the_unmerger_keeps_is_linear_in_the_tokens():
+    unmerger, made = make_unmerger(), []
+
+    class Count(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+            result = function(*arguments, **(keywords or {}))
+            made[-1] += result.numel() if isinstance(result, torch.Tensor) else 0
+            return result
+
+    for side in (16, 32, 64):
+        made.append(0)
+        with Count():
+            unmerger(tokens(8, 8), tokens(side, side))
+    assert made[2] - made[1] == pytest.approx(4 * (made[1] - made[0]), rel=0.02)
+
+
+@torch.no_grad()
+def test_one_graph_unmerges_all_sizes_of_one_number_of_passes():
+    torch._dynamo.reset()
+    unmerger, counter = make_unmerger(), CompileCounter()
+    unmerger(tokens(7, 7), tokens(12, 13))
+    fast = torch.compile(unmerger, backend=counter, dynamic=True, fullgraph=True)
+    for graphs, grids in {1: [(12, 13), (11, 9), (14, 14), (13, 8)], 2: [(20, 17), (28, 27)]}.items():
+        for grid in grids:
+            coarse, fine = tokens(7, 7), tokens(*grid)
+            torch.testing.assert_close(fast(coarse, fine), unmerger(coarse, fine))
+            assert counter.frame_count == graphs, grid
+
+
+@torch.no_grad()
+def test_the_unmerger_in_half_precision():
+    unmerger, coarse, fine = make_unmerger(), tokens(5, 4), tokens(11, 9)
+    half = copy.deepcopy(unmerger).bfloat16()(coarse.bfloat16(), fine.bfloat16())
+    assert half.dtype == torch.bfloat16
+    torch.testing.assert_close(half.double(), unmerger(coarse, fine), atol=0.3, rtol=0.05)
 
 
 # What is refused

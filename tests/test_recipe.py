@@ -4,14 +4,13 @@ from collections import Counter
 from types import SimpleNamespace
 
 import pytest
+import timm
 import torch
 from torch import nn
 from torchvision.transforms import v2
 
 from sivit.recipe import RECIPES, create_ema, create_optimiser, mix, parameter_groups
 from sivit.vit import create_model
-
-timm = pytest.importorskip("timm")
 
 
 def sizes_by_rate_and_decay(groups, rate):

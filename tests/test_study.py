@@ -9,6 +9,8 @@ import random
 import signal
 import time
 
+import dask
+import distributed
 import joblib
 import pytest
 
@@ -184,7 +186,6 @@ def running(pid):
 
 def test_on_a_cluster(tmp_path, notes, peace, monkeypatch):
     "Two processes of a Dask cluster; one dies at its run, and one run always kills its worker."
-    dask, distributed = pytest.importorskip("dask"), pytest.importorskip("distributed")
     runs = grid(4)
     hit, doomed = runs[0].key, runs[1].key
     monkeypatch.setenv("GRID_DEATHS", f"{hit}=1:9 {doomed}=99:9")
