@@ -12,6 +12,7 @@ _PUBLIC = {
     "create_merger": "merge", "Merger": "merge", "AdaptiveTokenMerger": "merge",
     "create_dataset": "data", "list_datasets": "data", "create_loader": "data",
     "draw_scenes": "scenes",
+    "SegmentationModel": "segment", "Detector": "detect", "MaskedAutoencoder": "mae",
     "from_timm": "interop", "from_torchvision": "interop",
 }  # fmt: skip
 

@@ -13,7 +13,6 @@ import contextlib
 import dataclasses
 import fcntl
 import hashlib
-import importlib
 import importlib.metadata
 import json
 import os
@@ -34,16 +33,17 @@ import torch
 from joblib.externals.loky import ProcessPoolExecutor
 from scipy.special import stdtrit
 
+import sivit.detect  # noqa: F401 (registers its task, as do the next four)
+import sivit.diffusion  # noqa: F401
+import sivit.mae  # noqa: F401
+import sivit.resnet  # noqa: F401
+import sivit.segment  # noqa: F401
 from .core import from_dict, to_dict, write_atomic
 from .cost import count_macs
 from .data import PictureDataset
 from .evaluate import accuracy, along_axis
 from .task import Classification, Task, create_task, score
 from .train import FREE_SETTINGS, Preempted, TrainConfig, train
-
-for _module in ("segment", "detect", "mae", "resnet", "diffusion"):  # TEMPORARY
-    with contextlib.suppress(ImportError):
-        importlib.import_module(f"sivit.{_module}")
 
 # %% ../nbs/24_study.ipynb #8dba8d0a
 @dataclasses.dataclass(frozen=True)

@@ -587,7 +587,7 @@ def test_what_the_unmerger_keeps_is_linear_in_the_tokens():
 
 
 @torch.no_grad()
-def test_one_graph_unmerges_all_sizes_of_one_number_of_passes():
+def test_one_graph_unmerges_all_sizes_with_as_many_passes_on_each_axis():
     torch._dynamo.reset()
     unmerger, counter = make_unmerger(), CompileCounter()
     unmerger(tokens(7, 7), tokens(12, 13))
