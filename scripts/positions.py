@@ -18,6 +18,11 @@ profile = "quick"  # "quick": minutes on two cores; "cpu": hours on two cores; "
 results = "paper/results"  # folder of results, from the project's root
 encodings = ""  # names separated by spaces, or "all"; "": those of the profile
 
+# %% tags=["injected-parameters"]
+# Parameters
+encodings = "all"
+
+
 # %% [markdown]
 # At another size every encoding has to say something about places or offsets it was never trained on: a table is stretched, a formula is continued, a list of
 # offsets is clipped. **Question:** which of these loses least, and does the answer depend on whether one size was seen in training, or several?
@@ -54,7 +59,7 @@ SCENES = {
     "dataset": "scenes", "learning_rate": 1e-3, "schedules": {"single": (32,), "per_batch": (24, 32)},
     "test_options": {"length": 1000}, "resolutions": (16, 24, 32, 40, 48, 64, 96, 128),
 }  # fmt: skip
-SOME = "none learned sincos fuzzy glpe alibi lookhere rope_mixed"
+SOME = "none learned sincos fuzzy lookhere rope_mixed"
 PROFILES = {
     "quick": {"seeds": 3, "depth": 3, "encodings": SOME, "task": DIGITS | {"epochs": 12}},
     "cpu": {"seeds": 3, "depth": 4, "encodings": "all", "task": SCENES | {"epochs": 10, "dataset_options": {"length": 12_000}}},
@@ -147,7 +152,7 @@ Markdown(shown.to_markdown(index=False, floatfmt=".1f"))
 # ## Numbers for the paper
 
 # %%
-numbers = {"provenance": provenance(table, profile), "dataset": task["dataset"]}
+numbers = {"provenance": provenance(table, profile), "dataset": task["dataset"], "count": f"{len(POSITIONS)}"}
 for schedule in task["schedules"]:
     ranked = areas[areas.schedule == schedule]
     best, worst = ranked.iloc[0], ranked.iloc[-1]

@@ -194,6 +194,15 @@ class Reconstruction(NamedTuple):
     mask: Tensor  # (b, h, w) bool: hidden
 
 # %% ../nbs/17_mae.ipynb #92b2d604
+def _check_grid(size: tuple[int, int], before: tuple[int, int], after: tuple[int, int]) -> None:
+    "A merger that enlarges a grid would let hidden pixels through."
+    if before[0] < after[0] or before[1] < after[1]:
+        raise ValueError(
+            f"Pictures of {size[0]}×{size[1]} px have {before[0]}×{before[1]} patches, and the merger would enlarge them to "
+            f"{after[0]}×{after[1]} by interpolation, which spreads hidden pixels; show larger pictures or lower merged_grid."
+        )
+
+# %% ../nbs/17_mae.ipynb #35871e89
 class MaskedAutoencoder(nn.Module, Pretrained, Trainable):
     "Predicts hidden tokens from visible ones, for pictures of any size (He et al. 2022)."
 
@@ -204,8 +213,7 @@ class MaskedAutoencoder(nn.Module, Pretrained, Trainable):
         config: MaskedAutoencoderConfig,  # everything that defines the model
     ):
         super().__init__()
-        self.config, c = config, config
-        self.encoder = Encoder(c.encoder)
+        self.config, self.encoder, c = config, Encoder(config.encoder), config
         grid = self.encoder.merger.output_grid(c.encoder.grid)
         outputs = c.encoder.patch_size**2 * c.encoder.channels
         decoder = (c.decoder_dim, c.decoder_depth, c.decoder_heads, c.decoder_position, c.decoder_position_options)
@@ -222,11 +230,7 @@ class MaskedAutoencoder(nn.Module, Pretrained, Trainable):
         "The grid of tokens that are hidden or visible; a size that the merger would enlarge raises `ValueError`."
         before = patch_grid(size, self.config.encoder.patch_size)
         after = self.encoder.merger.output_grid(before)
-        if before[0] < after[0] or before[1] < after[1]:
-            raise ValueError(
-                f"Pictures of {size[0]}×{size[1]} px have {before[0]}×{before[1]} patches, and the merger would enlarge them to "
-                f"{after[0]}×{after[1]} by interpolation, which spreads hidden pixels; show larger pictures or lower merged_grid."
-            )
+        _check_grid(size, before, after)
         return after
 
     def forward(
@@ -274,10 +278,9 @@ class MaskedAutoencoder(nn.Module, Pretrained, Trainable):
         if self.config.normalise_target:
             _, mean, spread = normalise_patches(self._patches(images))
             prediction = prediction * spread + mean
-        rows, columns = self._places(images)
-        rows, columns = rows[:height, None], columns[:width]
-        filled = rearrange(prediction, "b h w (p q c) -> b c (h p) (w q)", p=p, q=p)[..., rows, columns]
-        hidden = reconstruction.mask[:, None, rows // p, columns // p]
+        rows, columns = (x[:side] for x, side in zip(self._places(images), (height, width), strict=True))
+        filled = rearrange(prediction, "b h w (p q c) -> b c (h p) (w q)", p=p, q=p)[..., rows[:, None], columns]
+        hidden = reconstruction.mask[:, None, rows[:, None] // p, columns // p]
         return images.masked_fill(hidden, 0.0), torch.where(hidden, filled, images)
 
 # %% ../nbs/17_mae.ipynb #89978992

@@ -33,10 +33,10 @@ import torch
 from joblib.externals.loky import ProcessPoolExecutor
 from scipy.special import stdtrit
 
-import sivit.detect  # noqa: F401 (registers its task, as do the next four)
-import sivit.diffusion  # noqa: F401
-import sivit.mae  # noqa: F401
-import sivit.resnet  # noqa: F401
+import sivit.detect  # these five register their tasks
+import sivit.diffusion
+import sivit.mae
+import sivit.resnet
 import sivit.segment  # noqa: F401
 from .core import from_dict, to_dict, write_atomic
 from .cost import count_macs

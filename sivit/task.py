@@ -6,7 +6,6 @@
 __all__ = ['TASKS', 'Task', 'create_task', 'vit_config', 'Classification', 'score', 'load_encoder']
 
 # %% ../nbs/13_task.ipynb #ed317d77
-import json
 import os
 from pathlib import Path
 

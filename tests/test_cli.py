@@ -86,8 +86,8 @@ def test_errors_of_a_run_are_told_apart(tmp_path, capsys, monkeypatch):
 def random_config(draw):
     "Settings that differ from the defaults wherever the dice say so."
     choices = {
-        "task": "segmentation", "task_options": {"head": "pyramid"}, "model": "vitar_micro_patch4", "dataset": "scenes", "schedule": "all", "sizes": (12, 20), "budget": "compute",
-        "budget_size": 16,
+        "task": "segmentation", "task_options": {"head": "pyramid"}, "model": "vitar_micro_patch4", "dataset": "scenes",
+        "schedule": "all", "sizes": (12, 20), "budget": "compute", "budget_size": 16,
         "model_options": {"depth": 2, "position": "alibi", "layer_scale": None, "merged_grid": (3, 3), "qk_norm": True},
         "dataset_options": {"config": {"classes": 4}, "seed": 3}, "clip": None, "precision": "bf16",
     }  # fmt: skip

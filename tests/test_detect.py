@@ -1,9 +1,11 @@
 """Detection: a batch learned by heart, any size, masks to the pixel, COCO's measure by its definition, the loop."""
 
 import dataclasses
+import itertools
 import json
 import math
 
+import PIL.Image
 import pytest
 import torch
 from torch import nn
@@ -272,6 +274,47 @@ def test_the_task_in_full(tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(model.encoder.parameters(), other.encoder.parameters(), strict=True))
     with pytest.raises(ValueError, match=r"no setting 'proposal'. Did you mean 'proposals'"):
         create_task(dataclasses.replace(RUN, task_options={"detector": {"proposal": 3}})).model(task.dataset("train"))
+
+
+def test_pictures_and_crowds_in_the_layout_of_coco(tmp_path):
+    def one(number, image, box, crowd=0):
+        x, y, w, h = box
+        outline = [[x, y, x + w, y, x + w, y + h, x, y + h]]
+        if crowd:
+            column = [0] * y + [1] * h + [0] * (30 - y - h)
+            mask = [value for i in range(40) for value in (column if x <= i < x + w else [0] * 30)]
+            lengths = [len(list(group)) for _, group in itertools.groupby([0, *mask])]
+            outline = {"size": [30, 40], "counts": [lengths[0] - 1, *lengths[1:]]}
+        return {"id": number, "image_id": image, "category_id": 7, "bbox": box, "area": w * h, "iscrowd": crowd,
+                "segmentation": outline}  # fmt: skip
+
+    content = {
+        "images": [{"id": i, "file_name": f"{i}.png", "height": 30, "width": 40} for i in (1, 2)],
+        "categories": [{"id": 7, "name": "cat"}],
+        "annotations": [one(1, 1, [4, 5, 12, 9]), one(2, 1, [20, 10, 15, 18], crowd=1)],
+    }
+    (tmp_path / "annotations").mkdir()
+    for split in ("train", "val"):
+        (tmp_path / f"{split}2017").mkdir()
+        for image in content["images"]:
+            PIL.Image.new("RGB", (40, 30), (90, 60, 30)).save(tmp_path / f"{split}2017" / image["file_name"])
+        (tmp_path / "annotations" / f"instances_{split}2017.json").write_text(json.dumps(content))
+    run = dataclasses.replace(
+        RUN, dataset="coco", dataset_options={"root": str(tmp_path)}, schedule="single", sizes=(32,)
+    )
+    task = create_task(run)
+    pictures = task.dataset("val")
+    model = task.model(pictures)
+    batch = next(iter(create_loader(pictures, 2, (30, 40), train=True)))
+    assert {len(objects["labels"]) for objects in batch.targets[0]} <= {0, 1}  # never the crowd
+    assert task.loss(model, *task.prepare(batch, pictures, seed=0)).isfinite()
+    truth = next(iter(create_loader(pictures, 2, (30, 40)))).targets[0]
+    assert [objects["iscrowd"].tolist() for objects in truth] == [[0, 1], []]
+    perfect = [objects | {"scores": torch.ones(len(objects["labels"]))} for objects in truth]
+    measures = task.metrics(pictures)
+    measures.update(perfect, truth)
+    assert measures.compute()["map"] == measures.compute()["mask_map"] == 1
+    assert 0 <= score(task, model, pictures, (30, 40))["map"] <= 1
 
 
 def test_operations_grow_with_the_boxes_that_are_allowed():
