@@ -41,7 +41,7 @@ from IPython.display import Markdown
 from sivit.core import PALETTE, figure_style, write_atomic
 from sivit.cost import count_macs
 from sivit.detect import DetectionConfig, Detector
-from sivit.evaluate import plot_curve
+from sivit.curve import plot_curve
 from sivit.report import save_numbers
 from sivit.study import Run, percent, provenance, results_folder, run_grid, summarise
 from sivit.train import TrainConfig

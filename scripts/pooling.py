@@ -34,7 +34,7 @@ from IPython.display import Markdown
 from sivit.core import PALETTE, figure_style
 from sivit.cost import count_macs
 from sivit.data import create_dataset
-from sivit.evaluate import plot_curve
+from sivit.curve import plot_curve
 from sivit.report import save_numbers
 from sivit.resnet import DOWNSAMPLES
 from sivit.study import Run, percent, provenance, results_folder, run_grid, summarise

@@ -38,7 +38,7 @@ import pandas as pd
 from IPython.display import Markdown
 
 from sivit.core import figure_style, look
-from sivit.evaluate import area_under_log_curve, plot_curve
+from sivit.curve import area_under_log_curve, plot_curve
 from sivit.report import save_numbers
 from sivit.study import Run, percent, provenance, results_folder, run_grid, summarise
 from sivit.train import TrainConfig

@@ -37,7 +37,7 @@ import pandas as pd
 from IPython.display import Markdown
 
 from sivit.core import figure_style, look
-from sivit.evaluate import plot_curve
+from sivit.curve import plot_curve
 from sivit.merge import merge_schedule
 from sivit.report import save_numbers
 from sivit.study import Run, percent, provenance, results_folder, run_grid, summarise

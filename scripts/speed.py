@@ -49,6 +49,7 @@ from sivit.patch import patch_grid
 from sivit.report import save_numbers
 from sivit.scenes import draw_scenes
 from sivit.study import results_folder, surroundings
+from sivit.task import create_task
 from sivit.train import TrainConfig, TrainingModel, train, train_step
 from sivit.vit import create_model
 
@@ -57,7 +58,7 @@ figure_style()
 
 # %%
 PROFILES = {
-    "quick": {"model": "vit_tiny_patch16_224", "batch": 4, "sizes": ((224, 224), (160, 320)), "rounds": 20, "loop_run": ("vit_tiny_patch16", 96, 16, 8, 5)},
+    "quick": {"model": "vit_tiny_patch16_224", "batch": 4, "sizes": ((224, 224), (160, 320)), "rounds": 14, "loop_run": ("vit_tiny_patch16", 96, 16, 8, 3)},
     "cpu": {"model": "vit_small_patch16_224", "batch": 8, "sizes": ((224, 224), (160, 320), (384, 384)), "rounds": 30, "loop_run": ("vit_small_patch16", 96, 16, 20, 9)},
     "gpu": {"model": "vit_small_patch16_224", "batch": 64, "sizes": ((224, 224), (160, 320), (384, 384)), "rounds": 50, "loop_run": ("vit_small_patch16", 224, 128, 60, 9)},
 }
@@ -207,7 +208,7 @@ if "all_sizes" not in record:
     accelerator = Accelerator(cpu=device == "cpu")
     steps = {}
     for name, sides in {"single": SIDES[:1], "all": SIDES}.items():
-        whole = TrainingModel(create_model(chosen["loop_run"][0], num_classes=10)).to(device).train()
+        whole = TrainingModel(create_model(chosen["loop_run"][0], num_classes=10), create_task(TrainConfig())).to(device).train()
         optimiser = torch.optim.AdamW(whole.parameters(), lr=1e-5)
         images = tuple(torch.randn(chosen["batch"], 3, side, side, device=device) for side in sides)
         labels = torch.arange(chosen["batch"], device=device) % 10
