@@ -47,7 +47,7 @@ def _check_logits(a: Tensor, b: Tensor) -> None:
 def flip_rate(
     predictions: Tensor,  # (steps, n) classes, the steps in the order of the sweep
 ) -> float:  # 0 … 1
-    "Share of pictures whose class changes from one step to the next, averaged over the steps (Hendrycks & Dietterich 2019, §4.2)."
+    "Share of pictures whose class changes from one step to the next, averaged over the steps (Hendrycks & Dietterich 2019, §4)."
     if predictions.ndim != 2 or len(predictions) < 2 or predictions.shape[1] == 0 or predictions.is_floating_point():
         raise ValueError("A flip rate needs the classes of the same pictures at two steps or more, whole numbers (steps, n); "
                          f"got {tuple(predictions.shape)} of {predictions.dtype}.")

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['PIXEL_LIMIT', 'DATASETS', 'BrokenPicture', 'read_picture', 'View', 'central_view', 'random_view', 'erase', 'Batch',
-           'as_size', 'PictureDataset', 'ResampledDataset', 'list_datasets', 'create_dataset', 'digits',
-           'stratified_split', 'EpochSampler', 'Loader', 'create_loader', 'image_folder', 'cifar10', 'cifar100',
-           'imagenette', 'flowers102', 'pets', 'imagenet', 'ScenesDataset', 'scenes', 'AnnotatedDataset',
+           'as_size', 'PictureDataset', 'MovableDataset', 'ResampledDataset', 'list_datasets', 'create_dataset', 'take',
+           'digits', 'stratified_split', 'EpochSampler', 'Loader', 'create_loader', 'image_folder', 'cifar10',
+           'cifar100', 'imagenette', 'flowers102', 'pets', 'imagenet', 'ScenesDataset', 'scenes', 'AnnotatedDataset',
            'SceneParse150', 'CocoDetection', 'ade20k', 'coco']
 
 # %% ../nbs/02_data.ipynb #73d039df
@@ -23,7 +23,7 @@ import tarfile
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from numbers import Integral
+from numbers import Integral, Real
 from pathlib import Path
 from typing import NamedTuple
 
@@ -127,11 +127,16 @@ class View:
 
     def normalise(self, images: Tensor) -> Tensor:
         "Pixels (b, c, h, w) in [0, 1] as a model gets them, by default in [-1, 1]."
+        mean, std = self.statistics(images)
+        return (images - mean) / std
+
+    def statistics(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        "Mean and standard deviation for pictures (b, c, h, w), as (1 or c, 1, 1)."
         channels = images.shape[1]
         if not {len(self.mean), len(self.std)} <= {1, channels}:
             raise ValueError(f"mean={self.mean} and std={self.std} need 1 number or one each for {channels} channels.")
         mean, std = (rearrange(images.new_tensor(v), "c -> c 1 1") for v in (self.mean, self.std))
-        return (images - mean) / std
+        return mean, std
 
 # %% ../nbs/02_data.ipynb #28694c92
 def central_view(
@@ -263,6 +268,11 @@ class PictureDataset(Dataset):
         "How a picture gets its size in an evaluation, in words."
         return f"resized {self.interpolation}, crop ratio {self.crop_ratio}"
 
+    def at(self, **axes: float) -> "PictureDataset":
+        "The same pictures at another object scale, or on another canvas; refused where `MovableDataset` does not say how."
+        raise ValueError(f"Of {self.name} only the resolution can change: a {type(self).__name__} cannot be moved along "
+                         f"{' and '.join(axes)}. Take scenes, or pictures with no more than a label.")
+
     def with_view(self, **changes) -> "PictureDataset":
         "The same pictures with other settings of the view."
         other = copy.copy(self)
@@ -346,8 +356,38 @@ def _read_all(dataset: PictureDataset, indices: tuple, replace: bool) -> tuple[l
                                  f"{next(iter(skipped.values()))}")
     return chosen, pictures, skipped
 
-# %% ../nbs/02_data.ipynb #1dcd916e
-class ResampledDataset(PictureDataset):
+# %% ../nbs/02_data.ipynb #df004cc5
+class MovableDataset(PictureDataset):
+    "Pictures that can also be seen at another object scale, or on another canvas; a subclass minds both in `show`."
+
+    object_scale = canvas = 1.0  # where on these axes the pictures are
+
+    def at(
+        self,
+        *,
+        object_scale: float | None = None,  # size of what is seen, 1 as in training; None: as it is
+        canvas: float | None = None,  # side of the picture round it, 1 as in training; None: as it is
+    ) -> "MovableDataset":
+        "The same pictures elsewhere on an axis; a factor that is not positive raises `ValueError`."
+        other = copy.copy(self)
+        for axis, factor in (("object_scale", object_scale), ("canvas", canvas)):
+            if factor is not None:
+                if not isinstance(factor, Real) or not 0 < factor < math.inf:
+                    raise ValueError(f"{axis}={factor!r} must be a positive number; 1 is as in training.")
+                setattr(other, axis, float(factor))
+        return other
+
+    @property
+    def preprocessing(self) -> str:
+        "How a picture gets its size in an evaluation, and where it was moved to, in words."
+        return super().preprocessing + self._moved()
+
+    def _moved(self) -> str:
+        scale = f", objects at {self.object_scale:g} times their size" if self.object_scale != 1 else ""
+        return scale + (f", canvas of {self.canvas:g} times the side" if self.canvas != 1 else "")
+
+# %% ../nbs/02_data.ipynb #20b13c89
+class ResampledDataset(MovableDataset):
     "Pictures of a size of their own, read one by one and resampled."
 
     def __init__(
@@ -372,10 +412,23 @@ class ResampledDataset(PictureDataset):
 
     def show(self, pictures, sizes, seeds):
         if seeds is None:
-            images = (central_view(pictures, size, self.view) for size in sizes)
-        else:
-            images = (random_view(pictures, size, self.view, [s + j for s in seeds]) for j, size in enumerate(sizes))
+            return tuple(self._placed(pictures, size) for size in sizes)
+        if self._moved():
+            raise ValueError(f"{self.name} was moved{self._moved()}; that is for evaluation. Train on the dataset as it was.")
+        images = (random_view(pictures, size, self.view, [s + j for s in seeds]) for j, size in enumerate(sizes))
         return tuple(image.float() / 255 for image in images)
+
+    def _placed(self, pictures: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
+        "The evaluation view at `object_scale` times its size, in the middle of a canvas of the mean colour."
+        shown, whole = (tuple(math.floor(side * f + 0.5) for side in size) for f in (self.object_scale, self.canvas))
+        if min(shown + whole) < 1:
+            raise ValueError(f"At {size[0]}×{size[1]} px{self._moved()} nothing is left of {self.name}; take larger factors.")
+        image = central_view(pictures, shown, self.view).float() / 255
+        kept = tuple(map(min, shown, whole))
+        top, left = ((side - part) // 2 for side, part in zip(whole, kept, strict=True))
+        canvas = self.view.statistics(image)[0].expand(*image.shape[:2], *whole).clone()
+        canvas[..., top : top + kept[0], left : left + kept[1]] = v2.functional.center_crop(image, kept)
+        return canvas
 
 # %% ../nbs/02_data.ipynb #0d27dbe7
 DATASETS = Registry("dataset")
@@ -411,6 +464,24 @@ def create_dataset(
     dataset = maker(split, Path(root).expanduser(), seed, **{key: options[key] for key in own if key in options})
     dataset.errors = errors
     return dataset.with_view(**{key: options[key] for key in look if key in options})
+
+
+def take(
+    dataset: PictureDataset,  # of any kind
+    count: int,  # pictures
+) -> PictureDataset:  # of the same kind
+    "So many pictures of a dataset, evenly spread; more than there are raise `ValueError`."
+    if not 0 < count <= len(dataset):
+        raise ValueError(f"Of the {len(dataset):,} pictures of {dataset.name} 1 to {len(dataset):,} can be taken, not {count}.")
+    taken, places = copy.copy(dataset), np.linspace(0, len(dataset) - 1, count).round().astype(int).tolist()
+    taken.labels, taken.skipped = dataset.labels[places], {}
+    taken.read, taken.describe = (functools.partial(_taken, method, places) for method in (dataset.read, dataset.describe))
+    return taken
+
+
+def _taken(method: Callable[[int], object], places: list[int], index: int):
+    "What a method of the whole dataset gives for a picture of a part."
+    return method(places[index])
 
 # %% ../nbs/02_data.ipynb #5d66acc8
 @DATASETS.register("digits")
@@ -579,7 +650,12 @@ def create_loader(
 
 # %% ../nbs/02_data.ipynb #6889c9f0
 @DATASETS.register("image_folder")
-def image_folder(split: str, root: Path, seed: int) -> ResampledDataset:
+def image_folder(
+    split: str,
+    root: Path,
+    seed: int,
+    whole: bool = False,  # where there are no folders train/ and val/, all pictures instead of a part of each class
+) -> ResampledDataset:
     "Pictures in one folder a class below `root`, or below `root/train` and `root/val`."
     parts = [part for part in ("train", "val") if (root / part).is_dir()]
     if len(parts) == 1:
@@ -588,7 +664,7 @@ def image_folder(split: str, root: Path, seed: int) -> ResampledDataset:
     if parts:
         _check_classes(root)
     files, labels = map(np.asarray, zip(*tree.samples, strict=True))
-    chosen = slice(None) if parts else stratified_split(labels, split, seed)
+    chosen = slice(None) if parts or whole else stratified_split(labels, split, seed)
     if len(files[chosen]) == 0:
         raise ValueError(f"{root.absolute()} holds too few pictures for a split; give each class at least three.")
     view = View(crop_ratio=0.875)
@@ -756,7 +832,7 @@ def _unpack_imagenet(root: Path, split: str) -> None:
             os.replace(Path(staging, name), root / name)
 
 # %% ../nbs/02_data.ipynb #3282f8b7
-class ScenesDataset(PictureDataset):
+class ScenesDataset(MovableDataset):
     "Scenes, each drawn at the very size that is asked for."
 
     def __init__(
@@ -772,18 +848,10 @@ class ScenesDataset(PictureDataset):
         if target not in ("label", "mask", "objects"):
             raise ValueError(f"target={target!r} is none of 'label', 'mask' and 'objects'.")
         self.config, self.seed, self.device, self.target = config, seed, device, target
-        self.object_scale = self.canvas = 1.0
         labels, classes = draw_scenes(range(length), 1, seed=seed, config=config).label, SHAPES[: config.classes]
         if target == "mask":
             labels, classes = labels + 1, ("background", *classes)
         super().__init__("scenes", labels, classes, 3, View(crop_scale=(1.0, 1.0), flip=0.0))
-
-    def at(self, *, object_scale: float | None = None, canvas: float | None = None) -> "ScenesDataset":
-        "The same scenes elsewhere on an axis: larger objects, or more canvas round them."
-        other = copy.copy(self)
-        other.object_scale = self.object_scale if object_scale is None else object_scale
-        other.canvas = self.canvas if canvas is None else canvas
-        return other
 
     def with_view(self, **changes) -> "ScenesDataset":
         "The same scenes with another mean or standard deviation; what would crop or distort them raises `ValueError`."
@@ -792,7 +860,10 @@ class ScenesDataset(PictureDataset):
             raise ValueError(f"Scenes are drawn, never cropped or flipped: {', '.join(unfit)} cannot be set.")
         return super().with_view(**changes)
 
-    preprocessing = "drawn at the size asked for"
+    @property
+    def preprocessing(self) -> str:
+        "What the scenes are drawn like, in words."
+        return f"drawn at the size asked for{self._moved()}"
 
     def describe(self, index: int) -> str:
         "What `draw_scenes` needs to draw it again."
