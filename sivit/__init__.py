@@ -14,6 +14,7 @@ _PUBLIC = {
     "draw_scenes": "scenes",
     "SegmentationModel": "segment", "Detector": "detect", "MaskedAutoencoder": "mae",
     "from_timm": "interop", "from_torchvision": "interop",
+    "load_subject": "subject", "report_card": "evaluate",
 }  # fmt: skip
 
 __all__ = ["__version__", *_PUBLIC]

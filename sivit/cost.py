@@ -23,20 +23,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
+from .core import evaluating
+
 # %% ../nbs/09_cost.ipynb #e21d7bee
-@contextlib.contextmanager
-def _inference(model: nn.Module) -> Iterator[None]:
-    "Evaluation mode without gradients; afterwards every module is in the mode it was in."
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, training in modes:
-            module.training = training
-
-
 def _images(model: nn.Module, size: int | tuple[int, ...], batch_size: int) -> Tensor:
     "Random pictures (b, c, H, W) of the model's device and type; `size` is a side, (H, W) or (c, H, W)."
     shape = (3, size, size) if isinstance(size, int) else tuple(size)
@@ -54,7 +43,7 @@ def count_macs(
 ) -> int:  # multiply-accumulates of convolutions, matrix products and attention
     "Multiply-accumulates of one forward pass; nothing is computed, so any size will do."
     counter = FlopCounterMode(display=False)
-    with _inference(model), FakeTensorMode(allow_non_fake_inputs=True), sdpa_kernel(SDPBackend.MATH), counter:
+    with evaluating(model), torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True), sdpa_kernel(SDPBackend.MATH), counter:
         model(_images(model, size, batch_size))
     return counter.get_total_flops() // 2
 
@@ -70,7 +59,7 @@ def latency(
     if warmup < 0 or repeats < 1:
         raise ValueError(f"warmup must be at least 0 and repeats at least 1; {warmup} and {repeats} were given.")
     images, times = _images(model, size, batch_size), []
-    with _inference(model):
+    with evaluating(model), torch.no_grad():
         for _ in range(warmup + repeats):
             _wait(images.device)
             start = time.perf_counter()
@@ -123,7 +112,7 @@ def peak_memory(
 ) -> int:  # bytes beyond weights and input
     "The most memory that tensors hold at once during a forward pass; an unknown device raises `ValueError`."
     images = _images(model, size, batch_size)
-    with _inference(model):
+    with evaluating(model), torch.no_grad():
         return peak_of(lambda: model(images), images.device)
 
 

@@ -21,6 +21,7 @@ from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator, Percent
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from .core import evaluating
 from .data import Batch, PictureDataset, as_size, create_loader
 
 # %% ../nbs/21_curve.ipynb #df4beb42
@@ -35,16 +36,11 @@ def outputs(
 ) -> Iterator[tuple[Tensor, Batch]]:  # what the model gives, on its device, and the batch it was given for
     "What a model says of every batch of a dataset, in evaluation; at the end its parts get back the modes they had."
     device = device or next((p.device for p in model.parameters()), torch.device("cpu"))
-    modes = {module: module.training for module in model.modules()}
-    model.to(device).eval()
-    try:
+    with evaluating(model.to(device)):
         for batch in create_loader(dataset, batch_size, as_size(size), workers=workers):
             with torch.inference_mode():
                 given = model(batch.images[0].to(device))
             yield given, batch
-    finally:
-        for module, training in modes.items():
-            module.training = training
 
 
 def predict(

@@ -10,7 +10,6 @@ __all__ = ['attention_maps', 'cell_bounds', 'token_places', 'attention_on_input'
 import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from functools import reduce
 
 import pandas as pd
@@ -19,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from .core import evaluating
 from .data import as_size
 from .merge import AdaptiveTokenMerger, AveragePool, ConvPool, Merger, cell_edges
 from .patch import check_images, patch_grid
@@ -71,19 +71,6 @@ def _block(encoder: Encoder, layer: int) -> int:
         raise ValueError(f"There are blocks 0 to {depth - 1}, or -{depth} to -1 from the end; {layer} was asked for.")
     return layer % depth
 
-
-@contextmanager
-def _reading(encoder: Encoder) -> Iterator[None]:
-    "Evaluation mode, without gradients; afterwards every module has its own mode back."
-    modes = {module: module.training for module in encoder.modules()}
-    encoder.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, training in modes.items():
-            module.training = training
-
 # %% ../nbs/24_explain.ipynb #179ba26b
 def attention_maps(
     model: nn.Module,  # with an encoder of this package
@@ -93,7 +80,7 @@ def attention_maps(
     "The weights that attention used (Vaswani et al. 2017, Eq. 1); a block that is not there raises `ValueError`."
     encoder = _encoder(model)
     wanted = [_block(encoder, layer) for layer in (range(len(encoder.blocks)) if layers is None else layers)]
-    with _reading(encoder):
+    with evaluating(encoder), torch.no_grad():
         walk = itertools.islice(_walk(encoder, images), max(wanted, default=-1) + 1)
         maps = {layer: weights for layer, weights in enumerate(walk) if layer in wanted}
     return [maps[layer] for layer in wanted]
@@ -256,7 +243,7 @@ _MEASURES = ("distance", "entropy", "diversity", "prefix_share")
 def _measure(encoder: Encoder, images: Tensor, places: Tensor) -> Tensor:
     "`_MEASURES` of every block and head, `(b, layers, 4, heads)`."
     prefix, found = encoder.prefix, []
-    with _reading(encoder):
+    with evaluating(encoder), torch.no_grad():
         for weights in _walk(encoder, images):
             evenness, diversity = attention_entropy(weights, prefix), head_diversity(weights, prefix)
             found.append([attention_distance(weights, places), evenness, diversity, prefix_share(weights, prefix)])
@@ -278,7 +265,7 @@ def position_similarity(
     if not own:
         raise ValueError(f"{type(position).__name__} tells tokens nothing of their places; there is nothing to show.")
     ones = torch.ones(1, *grid, position.dim).to(encoder.blocks[0].norm1.weight)
-    with _reading(encoder):
+    with evaluating(encoder), torch.no_grad():
         if own & {"embed", "between"}:
             code = reduce(position.between, range(position.depth), position.embed(ones))[0]
             code = code - code.mean((0, 1))

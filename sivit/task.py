@@ -19,7 +19,7 @@ from torchmetrics import Metric, MetricCollection
 from torchmetrics.aggregation import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
-from .core import Registry, from_dict, to_dict
+from .core import Registry, evaluating, from_dict, to_dict
 from .data import Batch, PictureDataset, as_size, create_dataset, create_loader
 from .multires import multi_resolution_loss
 from .recipe import mix
@@ -150,15 +150,10 @@ def score(
 ) -> dict[str, float]:  # every measure of the task
     "A model's measures over a dataset at one size."
     device = torch.device(device or next(model.parameters()).device)
-    modes = {module: module.training for module in model.modules()}
     metrics = task.metrics(dataset).to(device)
-    model.to(device).eval()
-    try:
+    with evaluating(model.to(device)):
         for batch in create_loader(dataset, batch_size, as_size(size), workers=workers):
             task.judge(model, send_to_device(batch, device), metrics)
-    finally:
-        for module, training in modes.items():
-            module.training = training
     return {name: float(value) for name, value in metrics.compute().items()}
 
 # %% ../nbs/13_task.ipynb #b91099c1

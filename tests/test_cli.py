@@ -45,7 +45,9 @@ def test_what_needs_no_pytorch_does_not_wait_for_it():
     began = time.perf_counter()
     done = subprocess.run([sys.executable, "-X", "importtime", *SIVIT[1:], "--help"], capture_output=True, text=True)
     assert time.perf_counter() - began < 2
-    assert done.returncode == 0 and all(name in done.stdout for name in ("train", "evaluate", "models", "report"))
+    assert done.returncode == 0 and all(
+        name in done.stdout for name in ("train", "evaluate", "compare", "models", "report")
+    )
     imported = {line.rsplit("|", 1)[1].strip() for line in done.stderr.splitlines() if "|" in line}
     assert "tyro" in imported and not {"torch", "pandas", "matplotlib", "scipy"} & imported
 
@@ -53,7 +55,8 @@ def test_what_needs_no_pytorch_does_not_wait_for_it():
 @pytest.mark.parametrize(
     "arguments, code, said",
     [
-        (["evaluate", "run", "--output", "a.pdf"], 2, "sivit evaluate: a.pdf cannot be written: its ending must be"),
+        (["evaluate", "--model", "timm:vit_tinny"], 2, "sivit evaluate: "),
+        (["compare", "nowhere", "elsewhere"], 2, "sivit compare: nowhere holds no card"),
         (["evaluate"], 2, "required"),
         (["trian"], 2, "Available subcommands"),
         ([], 2, "Missing subcommand"),
@@ -135,11 +138,12 @@ def test_a_queue_that_takes_its_machine_back(tmp_path, capsys):
         process.send_signal(signal.SIGTERM)
         said = process.communicate(timeout=60)[1]
     assert process.returncode == 75 and "Told to stop: step " in said and "Traceback" not in said
-    table = printed(capsys, "evaluate", tmp_path / "run", "--checkpoint", "last", "--resolutions", 16)
-    assert "359" in table  # a run that is not finished can be measured already
+    judge = ["evaluate", "--model", tmp_path / "run", "--sizes", 16, "--no-cost", "--output", tmp_path / "card"]
+    printed(capsys, *judge, "--checkpoint", "last")  # a run that is not finished can be judged already
+    assert json.loads((tmp_path / "card/card.json").read_text())["data"]["count"] == 359
     with contextlib.redirect_stderr(sys.stdout):
-        assert main(["evaluate", str(tmp_path / "run")]) == 2
-    assert "holds no ViT that can be loaded" in capsys.readouterr().out
+        assert main(list(map(str, judge))) == 2
+    assert "checkpoint" in capsys.readouterr().out
     assert printed(capsys, *command, tmp_path / "run", "--resume", "must").startswith("Epoch 12, step 264")
     printed(capsys, *command, tmp_path / "peace")
     assert same_weights(tmp_path / "run", tmp_path / "peace")
@@ -153,19 +157,26 @@ def test_two_processes_speak_with_one_voice(tmp_path):
     assert done.stdout.count("The model is in") == 1 and (tmp_path / "run/model.safetensors").exists()
 
 
-def test_scenes_are_measured_along_three_axes(tmp_path, capsys):
+def test_scenes_are_judged_along_three_axes(tmp_path, capsys):
     scenes = ["--dataset", "scenes", "--dataset-options", "length=64"]
     printed(capsys, "train", *SMALL, *scenes, "--epochs", 1, "--directory", tmp_path / "run")
-    axes = ["--resolutions", 8, 16, "--object-scales", 0.5, 1, "--canvases", 1, 2]
-    files = [tmp_path / f"out/curves.{ending}" for ending in ("json", "csv", "png")]
-    table = printed(capsys, "evaluate", tmp_path / "run", "--dataset-options", "length=32", *axes, "--output", *files)
-    titles = [line.split()[0] for line in table.splitlines() if "accuracy" in line]
-    assert titles == ["resolution", "object_scale", "canvas"]
-    written = json.loads(files[0].read_text())
-    assert {axis: [row["value"] for row in rows] for axis, rows in written["metrics"].items()} == {
-        "resolution": [8, 16], "object_scale": [0.5, 1.0], "canvas": [1.0, 2.0],
-    }  # fmt: skip
-    assert written["side"] == 16 and written["metrics"]["resolution"][1]["count"] == 32
-    rows = files[1].read_text().splitlines()
-    assert rows[0].split(",") == ["value", "accuracy", "low", "high", "count", "axis"] and len(rows) == 7
-    assert files[2].read_bytes().startswith(b"\x89PNG")
+    axes = ["--sizes", 8, 16, "--object-scales", 0.5, "--canvases", 2, "--no-cost"]
+    said = printed(
+        capsys,
+        "evaluate",
+        "--model",
+        tmp_path / "run",
+        "--data-options",
+        "length=32",
+        *axes,
+        "--output",
+        tmp_path / "card",
+    )
+    titles = [line for line in said.splitlines() if line.startswith("Along the ")]
+    assert titles == ["Along the resolution", "Along the object scale", "Along the canvas"]
+    card = json.loads((tmp_path / "card/card.json").read_text())
+    assert [(point["axis"], point["value"]) for point in card["points"]] == [
+        ("resolution", 8), ("resolution", 16), ("object_scale", 0.5), ("object_scale", 1), ("canvas", 1), ("canvas", 2),
+    ]  # fmt: skip
+    assert card["reference"] == [16, 16] and card["data"]["count"] == 32
+    assert (tmp_path / "card/figures/curves.png").read_bytes().startswith(b"\x89PNG")
