@@ -154,7 +154,8 @@ class EvaluateOptions:
     sizes: tuple[int, ...] = ()  # sides of the pictures, px; if no axis has points: half to twice the reference
     object_scales: tuple[float, ...] = ()  # sizes of the object, 1 as it is
     canvases: tuple[float, ...] = ()  # sizes of the canvas round it, 1 as it is
-    reference: int | None = None  # the side that all is compared with, px; None: what the model was made for
+    native: int | None = None  # the side that the model was made for, px; None: as it says
+    reference: int | None = None  # the side that all is compared with, px; None: that
     weights: str = "pretrained"  # "pretrained", "random", or a file of safetensors
     checkpoint: Literal["best", "last"] | None = None  # of a run that is not finished, or its best; None: the saved model
     way: Literal["auto", "as it is", "dynamic_img_size", "set_input_size", "resized input"] = "auto"  # how the model gets another size than its own
@@ -176,7 +177,8 @@ def evaluate(
     from sivit.evaluate import card_tables, card_verdicts, report_card, save_card
     from sivit.subject import load_subject
 
-    subject = load_subject(options.model, weights=options.weights, way=options.way, layers=options.layers, name=options.name, checkpoint=options.checkpoint)
+    known = {name: getattr(options, name) for name in ("weights", "way", "layers", "native", "name", "checkpoint")}
+    subject = load_subject(options.model, **known)
     dataset = _pictures(options, subject)
     subject.view = {name: value for name, value in subject.view.items() if name not in options.data_options}
     folder = options.output or Path("cards", re.sub(r"[^\w.=+-]+", "-", f"{subject.name}-on-{dataset.name}"))

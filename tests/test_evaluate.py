@@ -352,3 +352,54 @@ def test_a_torchvision_model(photographs):
     card = report_card(subject, folder, (64, 224), probes=6, cost=False, progress=False)
     assert subject.way == "as it is" and len(card.points[0]["cka"]) >= 4 and "Along the resolution" in card_tables(card)
     assert card.data["crop_ratio"] == pytest.approx(224 / 256)
+
+
+BUILD = """
+import os
+import torch
+from torch import nn
+
+
+class Attention(nn.Module):
+    "Attention between all pixels, written out; it ends its process at 48 px."
+
+    def __init__(self):
+        super().__init__()
+        self.lift, self.head = nn.Conv2d(3, 4, 1), nn.Linear(4, 3)
+
+    def forward(self, images):
+        if images.shape[-1] == 48:
+            os.kill(os.getpid(), 9)
+        tokens = self.lift(images).flatten(2).mT
+        return self.head((tokens @ tokens.mT).softmax(-1) @ tokens).mean(1)
+
+
+def build():
+    torch.manual_seed(0)
+    return Attention()
+"""
+
+
+def test_memory_that_ends_and_processes_that_die(photographs, tmp_path):
+    "Real ones: an allocation that the system refuses, and a process that is killed at one size, twice."
+    (tmp_path / "mine.py").write_text(BUILD)
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_AS, (2**35, 2**35))"  # 32 GiB of addresses
+    command = [
+        "--model",
+        f"python:{tmp_path / 'mine.py'}:build",
+        "--data",
+        photographs,
+        "--native",
+        "16",
+        "--no-cost",
+    ]
+    command += ["--sizes", "32", "48", "64", "2048", "--batch-size", "8", "--output", tmp_path / "card"]
+    arguments = repr(["evaluate", *map(str, command)])
+    code = [sys.executable, "-c", f"{limit}; import sys; from sivit.cli import main; sys.exit(main({arguments}))"]
+    first, second, third = (subprocess.run(code, capture_output=True, text=True) for _ in range(3))
+    assert (first.returncode, second.returncode) == (-9, -9) and third.returncode == 0, third.stderr
+    points = {point["value"]: point for point in json.loads((tmp_path / "card" / "card.json").read_text())["points"]}
+    assert points[48]["status"] == "ended the process twice, as a lack of memory does"
+    assert points[2048]["status"] == "out of memory"  # 64 TiB of weights for one picture
+    assert [points[size]["status"] for size in (16, 32, 64)] == ["measured"] * 3
+    assert "At 2048 px: out of memory." in third.stdout and "At 48 px: ended the process twice" in third.stdout
