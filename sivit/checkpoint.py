@@ -209,6 +209,6 @@ def sole_writer(
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            message = f"Another process is training in {folder}; wait for it to end, or take another folder."
+            message = f"Another process is at work in {folder}; wait for it to end, or take another folder."
             raise BlockingIOError(message) from error
         yield

@@ -157,6 +157,7 @@ class EvaluateOptions:
     native: int | None = None  # the side that the model was made for, px; None: as it says
     reference: int | None = None  # the side that all is compared with, px; None: that
     weights: str = "pretrained"  # "pretrained", "random", or a file of safetensors
+    num_classes: int | None = None  # outputs of the model, with random weights or a file; None: as many as it has
     checkpoint: Literal["best", "last"] | None = None  # of a run that is not finished, or its best; None: the saved model
     way: Literal["auto", "as it is", "dynamic_img_size", "set_input_size", "resized input"] = "auto"  # how the model gets another size than its own
     layers: tuple[str, ...] = ()  # parts of the model whose maps are compared; if none are named: all that can be seen
@@ -174,18 +175,21 @@ def evaluate(
 ) -> int:  # exit status
     "Judge a model at other sizes, and write a report card."
     options = _parse(EvaluateOptions, arguments, "evaluate")
-    from sivit.evaluate import card_tables, card_verdicts, report_card, save_card
+    from sivit.evaluate import card_about, card_tables, card_verdicts, report_card, save_card
     from sivit.subject import load_subject
 
-    known = {name: getattr(options, name) for name in ("weights", "way", "layers", "native", "name", "checkpoint")}
+    if options.data is None and options.model.partition(":")[0] in ("timm", "torchvision", "sivit", "python"):
+        raise ValueError(_nameless(options.model))
+    known = {name: getattr(options, name) for name in ("weights", "num_classes", "way", "layers", "native", "name", "checkpoint")}
     subject = load_subject(options.model, **known)
     dataset = _pictures(options, subject)
     subject.view = {name: value for name, value in subject.view.items() if name not in options.data_options}
-    folder = options.output or Path("cards", re.sub(r"[^\w.=+-]+", "-", f"{subject.name}-on-{dataset.name}"))
+    folder = options.output.expanduser() if options.output else Path("cards", re.sub(r"[^\w.=+-]+", "-", f"{subject.name}-on-{dataset.name}").strip("-."))
     points = {name: getattr(options, name) for name in ("sizes", "object_scales", "canvases", "reference")}
     how = {name: getattr(options, name) for name in ("batch_size", "device", "workers", "probes", "cost")}
     card = report_card(subject, dataset, **points, **how, directory=folder, progress=sys.stderr.isatty())
     page = save_card(card, folder)
+    print("\n".join(card_about(card)).replace("**", "") + "\n")
     for title, table in card_tables(card).items():
         print(f"{title}\n{table.to_string(index=False)}\n")
     print("\n".join(card_verdicts(card)).replace("**", ""))
@@ -193,13 +197,21 @@ def evaluate(
     return 0
 
 # %% ../nbs/30_cli.ipynb #fa2e6508
+def _nameless(model: str) -> str:
+    "What to say where nobody said which pictures."
+    from sivit.data import list_datasets
+
+    names = ", ".join(list_datasets())
+    return f"{model} does not say what it was trained on; name the pictures: --data FOLDER, or --data NAME with one of {names}."
+
+
 def _pictures(options: EvaluateOptions, subject):
     "The pictures that were named, or those of the run."
     from sivit.data import create_dataset, list_datasets, take
 
     name, known = subject.dataset or (None, {})
     if options.data is None and name is None:
-        raise ValueError(f"{options.model} does not say what it was trained on; name the pictures: --data FOLDER, or --data NAME with one of {', '.join(list_datasets())}.")
+        raise ValueError(_nameless(options.model))
     if options.data in (None, name):
         dataset = create_dataset(name, options.split, **known | options.data_options)
     elif options.data in list_datasets():
@@ -290,7 +302,10 @@ def main(
         tyro.extras.subcommand_cli_from_dict(stubs, args=arguments, prog="sivit", description=_ABOUT)
     try:
         return _COMMANDS[arguments[0]](arguments[1:])
-    except (ValueError, OSError, FloatingPointError, ImportError) as error:
+    except KeyboardInterrupt:
+        print(f"sivit {arguments[0]}: stopped. The same command goes on with what is done.", file=sys.stderr)
+        return 130
+    except (ValueError, OSError, FloatingPointError, ImportError, MemoryError) as error:
         print(f"sivit {arguments[0]}: {error}", file=sys.stderr)
         return 2 if isinstance(error, ValueError) else 1
 

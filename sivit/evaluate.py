@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['AXES', 'LABELS', 'CAPTIONS', 'tally_labels', 'tally_masks', 'tally_score', 'redraw', 'Card', 'card_summary',
-           'report_card', 'card_figures', 'card_verdicts', 'card_tables', 'card_markdown', 'card_html', 'save_card',
-           'load_card', 'Comparison', 'compare', 'comparison_figure', 'save_comparison']
+           'report_card', 'card_figures', 'card_about', 'card_verdicts', 'card_tables', 'card_markdown', 'card_html',
+           'save_card', 'load_card', 'Comparison', 'compare', 'comparison_figure', 'comparison_tables',
+           'save_comparison']
 
 # %% ../nbs/27_evaluate.ipynb #30850762
 import base64
@@ -30,7 +31,7 @@ import torch.nn.functional as F
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, FixedFormatter, FixedLocator, NullFormatter, NullLocator, PercentFormatter
+from matplotlib.ticker import EngFormatter, NullFormatter, PercentFormatter
 from scipy.stats import binomtest
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -38,14 +39,15 @@ from tqdm import tqdm
 from sivit.consistency import (
     agreement,
     calibration_error,
-    equivariance_error,
+    equivariance_terms,
     flip_rate,
     jensen_shannon_divergence,
     linear_cka,
 )
+from .checkpoint import sole_writer
 from .core import PALETTE, evaluating, figure_style, write_atomic
-from .cost import cost_table
-from .curve import area_under_log_curve, bootstrap_statistic, outputs, predict
+from .cost import cost_table, count_macs
+from .curve import AXIS_LABELS, area_under_log_curve, bootstrap_statistic, log_axis, outputs, plot_curve, predict
 from .data import PictureDataset, ScenesDataset, as_size
 from .segment import Segmentation
 from .study import surroundings
@@ -116,14 +118,19 @@ class _Answers:
 
 def _judge_labels(subject: Subject, dataset: PictureDataset, size: tuple[int, int], **settings) -> _Answers:
     logits, labels = predict(subject, dataset, size, **settings)
-    tally, measures = tally_labels(logits, labels), {"calibration_error": calibration_error(logits, labels)}
-    return _Answers(measures, tally, logits.argmax(1), logits)
+    measures = {"calibration_error": calibration_error(logits, labels)} if logits.shape[1] > 1 else {}
+    return _Answers(measures, tally_labels(logits, labels), logits.argmax(1), logits)
 
 
 def _judge_masks(subject: Subject, dataset: PictureDataset, size: tuple[int, int], **settings) -> _Answers:
-    said = ((logits.argmax(1), batch.targets[0]) for logits, batch in outputs(subject, dataset, size, **settings))
-    k, ignored = len(dataset.classes), dataset.ignore_index
-    return _Answers({}, torch.cat([tally_masks(a, masks.to(a.device), k, ignored) for a, masks in said], dim=-1))
+    tallies, k = [], len(dataset.classes)
+    for logits, batch in outputs(subject, dataset, size, **settings):
+        masks = batch.targets[0].to(logits.device)
+        if logits.shape != (len(masks), k, *masks.shape[1:]):
+            raise ValueError(f"{dataset.name} has {k} classes, so the model must give {(len(masks), k, *masks.shape[1:])} logits; "
+                             f"it gave {tuple(logits.shape)}.")
+        tallies.append(tally_masks(logits.argmax(1), masks, k, dataset.ignore_index))
+    return _Answers({}, torch.cat(tallies, dim=-1))
 
 
 def _judge_task(subject: Subject, dataset: PictureDataset, size: tuple[int, int], **settings) -> _Answers:
@@ -133,6 +140,8 @@ def _judge_task(subject: Subject, dataset: PictureDataset, size: tuple[int, int]
 def _judge(subject: Subject, dataset: PictureDataset) -> tuple[Callable, str]:
     "How a model is judged on these pictures, and the name of the measure."
     if subject.task is not None and not isinstance(subject.task, Classification | Segmentation):
+        if subject.way != "as it is":
+            raise ValueError(f"{subject.name} was trained for {subject.task.config.task} and is judged as it is; {subject.way!r} cannot be.")
         return _judge_task, subject.task.measure
     if dataset.target not in ("label", "mask"):
         raise ValueError(f"The pictures of {dataset.name} have {dataset.target}; only a model that was trained by this "
@@ -140,20 +149,30 @@ def _judge(subject: Subject, dataset: PictureDataset) -> tuple[Callable, str]:
     return (_judge_labels, "accuracy") if dataset.target == "label" else (_judge_masks, "miou")
 
 # %% ../nbs/27_evaluate.ipynb #75482c39
+def _views(dataset: PictureDataset, indices: Sequence[int], size: tuple[int, int]) -> Tensor | None:
+    "Some pictures (b, c, h, w) as a model gets them; None if none of them can be read."
+    batch = dataset.__getitems__([(index, (size,), None) for index in indices])
+    return batch.images[0] if batch.images else None
+
+
 @torch.inference_mode()
 def _compare_inside(subject: Subject, here: tuple, there: tuple, probes: Sequence[int], batch_size: int, device) -> dict:
     "Similarity of every layer, and the equivariance error of the last, between two points: dataset and size each."
-    means, last = {name: ([], []) for name in subject.layers}, ([], [])
+    means, terms = {name: ([], []) for name in subject.layers}, []
     for chunk in torch.as_tensor(probes).split(batch_size):
-        for side, (dataset, size) in enumerate((here, there)):
-            images = dataset.__getitems__([(index, (size,), None) for index in chunk.tolist()]).images[0]
-            maps = subject.feature_maps(images.to(device))
-            for name, features in maps.items():
-                means[name][side].append(features.float().mean((2, 3)).cpu())
-            last[side].append(list(maps.values())[-1].float().cpu())
+        pair = [_views(dataset, chunk.tolist(), size) for dataset, size in (here, there)]
+        if any(images is None for images in pair):
+            continue
+        maps = [subject.feature_maps(images.to(device)) for images in pair]
+        for name, (seen, expected) in means.items():
+            seen.append(maps[0][name].double().mean((2, 3)).cpu())
+            expected.append(maps[1][name].double().mean((2, 3)).cpu())
+        if here[0] is there[0]:
+            terms.append(equivariance_terms(*(side[subject.layers[-1]] for side in maps)))
     found = {"cka": {name: linear_cka(*map(torch.cat, pair)) for name, pair in means.items()}}
-    if here[0] is there[0]:
-        found["equivariance_error"] = equivariance_error(*map(torch.cat, last))
+    if terms:
+        difference, size = map(sum, zip(*terms, strict=True))
+        found["equivariance_error"] = difference / size if size else (0.0 if difference == 0 else math.nan)
     return found
 
 # %% ../nbs/27_evaluate.ipynb #d10e0006
@@ -167,7 +186,8 @@ def _within_memory(measure: Callable[[int], dict], batch_size: int) -> dict:
         try:
             return measure(batch_size)
         except (RuntimeError, MemoryError) as error:
-            if not isinstance(error, MemoryError) and not should_reduce_batch_size(error):
+            told = all(isinstance(argument, str) for argument in error.args)
+            if not isinstance(error, MemoryError) and not (told and should_reduce_batch_size(error)):
                 raise
             if batch_size == 1:
                 raise _OutOfMemory from error
@@ -184,9 +204,12 @@ def _attempt(path: Path) -> Iterator[int]:
     try:
         yield deaths
     finally:
-        note.unlink()
+        note.unlink(missing_ok=True)
 
 # %% ../nbs/27_evaluate.ipynb #8cd4c6dc
+_FORMAT = 1  # of what is kept of a point; raised when a measure changes
+
+
 def _hash(*parts) -> str:
     "Sixteen hexadecimal digits for plain data and bytes."
     digest = hashlib.sha256()
@@ -200,7 +223,9 @@ def _pictures(dataset: PictureDataset) -> str:
     "A hash of which pictures these are: names, sizes of files, labels, and the configuration of what is drawn."
     names = [dataset.describe(index) for index in range(len(dataset))]
     files = [[Path(name).name, os.path.getsize(name)] if os.path.exists(name) else name for name in names]
-    return _hash(files, dataset.classes, dataset.labels.numpy().tobytes(), repr(getattr(dataset, "config", None)))
+    pixels = getattr(dataset, "pictures", None)
+    pixels = pixels.numpy().tobytes() if isinstance(pixels, Tensor) else b""
+    return _hash(files, dataset.classes, dataset.labels.numpy().tobytes(), repr(getattr(dataset, "config", None)), pixels)
 
 
 class _Sweep:
@@ -210,7 +235,8 @@ class _Sweep:
         self.subject, self.dataset, self.reference, self.settings = subject, dataset, reference, settings
         self.directory = None if directory is None else Path(directory, "points")
         self.judge, self.measure = _judge(subject, dataset)
-        self.key = _hash(subject.fingerprint(), _pictures(dataset), repr(dataset.view), reference, settings["probes"], settings["cost"])
+        depends = subject.fingerprint(), subject.layers, _pictures(dataset), repr(dataset.view), reference
+        self.key = _hash(_FORMAT, *depends, settings["probes"], settings["cost"], str(settings["device"]))
         count = min(settings["probes"], len(dataset))
         self.probes = np.linspace(0, len(dataset) - 1, count).round().astype(int) if subject.layers else []
         self.known: dict[str, tuple[dict, _Answers]] = {}
@@ -237,10 +263,11 @@ class _Sweep:
     def _attempted(self, path: Path, dataset: PictureDataset, size: tuple[int, int]) -> tuple[dict, _Answers]:
         "Judge a point and keep what came of it, unless it ended the process twice."
         with _attempt(path) as deaths:
-            known = {"status": "ended the process twice, as a lack of memory does"}, _Answers({})
-            if deaths < 2 or path.stem == "reference":
-                known = self._judged(path.stem, dataset, size)
-            _write_point(path, self.key, *known)
+            if deaths > 1 and path.stem != "reference":
+                known = {"status": "ended the process twice, for lack of memory or from outside"}, _Answers({})
+                _write_point(path, self.key, *known)
+            elif (known := self._judged(path.stem, dataset, size))[0]["status"] == "measured":
+                _write_point(path, self.key, *known)
         return known
 
     def _judged(self, name: str, dataset: PictureDataset, size: tuple[int, int]) -> tuple[dict, _Answers]:
@@ -249,7 +276,7 @@ class _Sweep:
             return _within_memory(lambda batch_size: _examine(self, name, dataset, size, batch_size), self.settings["batch_size"])
         except _OutOfMemory:
             status = "out of memory"
-        except (ValueError, AssertionError, RuntimeError) as error:
+        except ValueError as error:
             if name == "reference":
                 raise
             reason = error.__cause__ or error  # the model's own words
@@ -267,16 +294,38 @@ def _examine(sweep: "_Sweep", name: str, dataset: PictureDataset, size: tuple[in
     if answers.tally is not None:
         low, high = redraw([answers.tally], lambda scores: scores[:, 0])
         record |= {sweep.measure: tally_score(answers.tally), "low": low, "high": high}
+        record |= _retained(answers if name == "reference" else sweep.point("canvas", 1)[1], answers)
     if answers.logits is not None:
         record |= _against_reference(answers if name == "reference" else sweep.point("canvas", 1)[1], answers)
     if len(sweep.probes):
         there = sweep.dataset, sweep.reference
         record |= _compare_inside(subject, (dataset, size), there, sweep.probes, batch_size, device)
     if sweep.settings["cost"]:
-        shown = dataset.__getitems__([(0, (size,), None)]).images[0].shape[1:]
-        prices = cost_table({"": subject}, [tuple(shown)], warmup=1, repeats=10).iloc[0]
-        record |= prices.drop(["model", "size"]).to_dict()
+        record |= _prices(subject, next(filter(lambda views: views is not None, (_views(dataset, [i], size) for i in range(len(dataset))))))
+    if name != "reference":
+        answers.logits = None  # which are large, and not needed again
     return record, answers
+
+
+def _prices(subject: Subject, images: Tensor) -> dict:
+    "Operations, latency and memory for one picture like these."
+    shape = tuple(images.shape[1:])
+    prices = cost_table({"": subject}, [shape], measures=("latency", "memory"), warmup=1, repeats=10).iloc[0]
+    prices = prices.drop(["model", "size"]).to_dict()
+    with contextlib.suppress(Exception):  # whatever is raised by a model that looks at values: in a count there are none
+        prices["macs"] = count_macs(subject, shape)
+    return prices
+
+
+def _retained(reference: _Answers, answers: _Answers) -> dict:
+    "The score over that at the reference, with its interval; nothing where the reference, drawn or redrawn, has none."
+    start, tallies = tally_score(reference.tally), [answers.tally, reference.tally]
+
+    def ratio(drawn: np.ndarray) -> np.ndarray:
+        return np.divide(drawn[:, 0], drawn[:, 1], out=np.full(len(drawn), np.nan), where=drawn[:, 1] > 0)
+
+    low, high = redraw(tallies, ratio)
+    return {"retention": tally_score(answers.tally) / start if start else math.nan, "retention_low": low, "retention_high": high}
 
 
 def _against_reference(reference: _Answers, answers: _Answers) -> dict:
@@ -323,7 +372,7 @@ class Card:
     "What becomes of a model's answers when pictures come in other sizes."
 
     model: dict  # what `Subject.about` says
-    data: dict  # name, split or folder, count, classes, pictures (their hash), preprocessing, crop_ratio, interpolation
+    data: dict  # name, count, classes, pictures (their hash), preprocessing, crop_ratio, interpolation, mean, std, probes
     measure: str  # the score: "accuracy", "miou", or the measure of another task
     reference: tuple[int, int]  # height and width with which all is compared, px
     points: list[dict]  # axis, value, status, and what was measured
@@ -368,7 +417,8 @@ def _summary(card: Card, axis: str) -> dict:
     scores, start, area = frame[card.measure], card.reference_value(axis), float("nan")
     row = {"axis": axis, "from": scores.index.min(), "to": scores.index.max(), "points": len(scores), "at reference": scores[start]}
     worst = scores.idxmin()
-    row |= {"worst": scores[worst], "worst at": worst, "retention": scores[worst] / scores[start] if scores[start] else float("nan")}
+    row |= {"worst": scores[worst], "worst at": worst, "retention": scores[worst] / scores[start] if scores[start] > 0 else math.nan}
+    row |= {"best": scores.max(), "best at": scores.idxmax()}
     if len(scores) > 1:
         area = area_under_log_curve(scores.index, scores)
     row |= {"area": area, "flip rate": frame["flips"].mean() if "flips" in frame else float("nan")}
@@ -376,15 +426,13 @@ def _summary(card: Card, axis: str) -> dict:
     if len(tallies) > 1:
         weights = [area_under_log_curve(values, unit) for unit in np.eye(len(values))]
         row["area low"], row["area high"] = redraw(tallies, lambda drawn: drawn @ weights)
-        at, here = values.index(start), values.index(worst)
-        row["retention low"], row["retention high"] = redraw(tallies, lambda drawn: drawn[:, here] / np.maximum(drawn[:, at], 1e-12))
     return row
 
 # %% ../nbs/27_evaluate.ipynb #3795140e
 def card_summary(
     card: Card,  # from `report_card`
 ) -> pd.DataFrame:  # a row per axis
-    "Each curve in a few numbers, with 95 % intervals over pictures for the area and the retention at the worst point."
+    "Each curve in a few numbers, with a 95 % interval over pictures for the area."
     return pd.DataFrame([_summary(card, axis) for axis in card.axes])
 
 # %% ../nbs/27_evaluate.ipynb #07442057
@@ -406,30 +454,66 @@ def report_card(
 ) -> Card:
     "Judge a model along the axes; a reference at which it fails raises what it raises, any other point records it."
     subject = subject if isinstance(subject, Subject) else load_subject(subject)
+    device = _check(dataset, batch_size, probes, reference, device)
     reference, subject.channels = as_size(subject.native if reference is None else reference), dataset.channels
+    if not (len(sizes) or len(object_scales) or len(canvases)):
+        sizes = _usual_sizes(subject, reference)
     axes, dataset = _axes(reference, sizes, object_scales, canvases), _as_the_model_saw(dataset, subject.view)
     if (dataset.target == "label" and subject.task is None) or isinstance(subject.task, Classification):
         subject = subject.answering(dataset.classes)
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if directory is not None:
+        _check_folder(Path(directory, "card.json"), subject, dataset)
     settings = {"batch_size": batch_size, "device": device, "workers": workers, "probes": probes, "cost": cost}
-    with evaluating(subject.to(device)):
+    held = contextlib.nullcontext() if directory is None else sole_writer(Path(directory, "points"))
+    with evaluating(subject.to(device)), held:
         sweep = _Sweep(subject, dataset, reference, directory, **settings)
         points, answers = _points(sweep, axes, progress)
     tallies = {i: answer.tally for i, answer in enumerate(answers) if answer.tally is not None}
-    about = {"name": dataset.name, "count": len(dataset) - len(dataset.skipped), "classes": len(dataset.classes), "pictures": _pictures(dataset),
-             "preprocessing": dataset.preprocessing, "crop_ratio": dataset.crop_ratio, "interpolation": dataset.interpolation, "probes": len(sweep.probes)}  # fmt: skip
-    return Card(subject.about(), about, sweep.measure, reference, points, surroundings(), tallies)
+    about = {
+        "name": dataset.name, "count": tallies[0].shape[-1] if tallies else len(dataset), "classes": len(dataset.classes),
+        "pictures": _pictures(dataset), "preprocessing": dataset.preprocessing, "probes": len(sweep.probes),
+        **{name: getattr(dataset, name) for name in ("crop_ratio", "interpolation", "mean", "std")},
+    }  # fmt: skip
+    library = ("timm",) if type(subject.module).__module__.startswith("timm.") else ()
+    return Card(subject.about(), _plain(about), sweep.measure, reference, points, surroundings(device, *library), tallies)
 
 # %% ../nbs/27_evaluate.ipynb #75c6fb11
+def _check(dataset: PictureDataset, batch_size: int, probes: int, reference: int | None, device: str | torch.device | None) -> torch.device:
+    "Refuse settings that cannot be; otherwise the device."
+    if not isinstance(dataset, PictureDataset):
+        raise ValueError(f"Pictures are a dataset, such as create_dataset('image_folder', 'val', root=FOLDER, whole=True); got {dataset!r}.")
+    if batch_size < 1 or probes < 0 or (reference is not None and reference < 1):
+        raise ValueError(f"batch_size={batch_size} and reference={reference} must be at least 1, and probes={probes} not negative.")
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"There is no GPU here that PyTorch can use, and device is {str(device)!r}; take 'cpu'.")
+    return device
+
+
+def _check_folder(path: Path, subject: Subject, dataset: PictureDataset) -> None:
+    "Refuse a folder that holds the card of another model, or of other pictures."
+    if path.exists():
+        card = json.loads(path.read_text())
+        if (card["model"]["fingerprint"], card["data"]["pictures"]) != (subject.fingerprint(), _pictures(dataset)):
+            raise ValueError(f"{path.parent} holds the card of {card['model']['name']} with other weights, or on other pictures of {card['data']['name']}; "
+                             "name another folder, or delete this one.")
+
+
 def _as_the_model_saw(dataset: PictureDataset, view: dict) -> PictureDataset:
     "The pictures with the preprocessing that the model was trained with, as far as they can have it: scenes are never cropped."
     return dataset.with_view(**{name: view[name] for name in view if not isinstance(dataset, ScenesDataset) or name in ("mean", "std")})
 
 
+def _usual_sizes(subject: Subject, reference: tuple[int, int]) -> list[int]:
+    "Half to twice the reference, in whole patches where the reference is."
+    patch = getattr(getattr(subject.module, "patch_embed", None), "patch_size", 16)
+    patch = patch[0] if isinstance(patch, tuple) else patch
+    patch = patch if reference[0] % patch == 0 and reference[0] >= 4 * patch else 1
+    return [patch * round(reference[0] * factor / patch) for factor in (0.5, 0.75, 1, 1.5, 2)]
+
+
 def _axes(reference: tuple[int, int], sizes: Sequence, object_scales: Sequence, canvases: Sequence) -> dict[str, list]:
     "Points of every axis in order, the reference among them."
-    if not (len(sizes) or len(object_scales) or len(canvases)):
-        sizes = [round(reference[0] * factor) for factor in (0.5, 0.75, 1, 1.5, 2)]
     given = dict(zip(AXES, (sizes, object_scales, canvases), strict=True))
     wrong = {axis: values for axis, values in given.items() if not all(value > 0 for value in values)}
     if wrong:
@@ -463,9 +547,8 @@ def _points(sweep: _Sweep, axes: dict[str, list], progress: bool) -> tuple[list[
     return points, answers
 
 # %% ../nbs/27_evaluate.ipynb #1173794e
-LABELS = {
-    "resolution": "side of the picture (px)", "object_scale": "size of the object (1 = as it is)", "canvas": "side of the canvas (1 = as it is)",
-    "accuracy": "accuracy", "miou": "mean IoU", "agreement": "agreement with the reference", "divergence": "divergence from it (bits)",
+LABELS = AXIS_LABELS | {
+    "resolution": AXIS_LABELS["size"], "accuracy": "accuracy", "miou": "mean IoU", "agreement": "agreement with the reference", "divergence": "divergence from it (bits)",
     "calibration_error": "calibration error", "equivariance_error": "equivariance error", "macs": "operations (MACs)",
     "latency_ms": "latency (ms a picture)", "peak_bytes": "peak memory (bytes)",
 }  # fmt: skip
@@ -477,24 +560,17 @@ _AXIS_LOOKS = {
 _SHARES = ("accuracy", "miou", "agreement", "calibration_error")
 
 # %% ../nbs/27_evaluate.ipynb #2f3c70c5
-def _log_ticks(ax: Axes, values: Sequence[float], most: int = 12) -> None:
-    "A base-2 axis with a tick at each value; of ticks so close that more than `most` would fit, the later is left out."
-    ax.set_xscale("log", base=2)
-    span, kept = math.log2(max(values) / min(values)) or 1, []
-    for value in sorted(set(values)):
-        if not kept or math.log2(value / kept[-1]) > span / most:
-            kept.append(value)
-    ax.xaxis.set_major_locator(FixedLocator(kept))
-    ax.xaxis.set_major_formatter(FixedFormatter([f"{value:.4g}" if value > 100 else f"{value:.3g}" for value in kept]))
-    ax.xaxis.set_minor_locator(NullLocator())
+def _legible(name: str) -> str:
+    "A name as matplotlib prints it: no formula, not left out of a legend, and not too long."
+    name = name if len(name) <= 28 else f"{name[:27]}…"
+    return (f" {name}" if name.startswith("_") else name).replace("$", r"\$")
 
 
 def _draw_curve(ax: Axes, card: Card, axis: str, **look) -> None:
     "Score with its band; where a point failed, a cross on the floor."
     frame = card.table(axis)
-    ax.plot(frame["value"], frame[card.measure], gid="curve", **look)
-    if "low" in frame:
-        ax.fill_between(frame["value"], frame["low"], frame["high"], color=look["color"], alpha=0.14, linewidth=0)
+    plot_curve(frame, "value", measure=card.measure, ax=ax, **look)
+    ax.lines[-1].set_label(_legible(card.name))
     failed = frame[frame["status"] != "measured"]
     if len(failed):
         ax.plot(failed["value"], np.zeros(len(failed)), "x", color=look["color"], markersize=8, clip_on=False, gid="failed")
@@ -505,8 +581,10 @@ def _curve_axes(ax: Axes, card: Card, axis: str) -> None:
     ax.axvline(card.reference_value(axis), color="0.88", linewidth=7, zorder=0.5)
     if card.measure == "accuracy":
         ax.axhline(1 / card.data["classes"], color="0.5", linewidth=0.8, linestyle=":")
-    _log_ticks(ax, card.table(axis)["value"])
-    ax.set(xlabel=LABELS[axis], ylim=(0, 1.02))
+    log_axis(ax, most=12)
+    ax.set(xlabel=LABELS[axis], ylabel="")
+    if card.measure in _SHARES:
+        ax.set_ylim(0, 1.02)
     ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
 
 # %% ../nbs/27_evaluate.ipynb #c1eb5ef3
@@ -530,14 +608,12 @@ def _figure_consistency(card: Card) -> Figure | None:
         return None
     figure = Figure(figsize=(8.4, 2.7))
     for ax, kind in zip(figure.subplots(1, len(kinds), squeeze=False)[0], kinds, strict=True):
-        ratios = []
         for axis, table in tables.items():
             if kind in table and table[kind].notna().any():
                 ratio = table["value"] / card.reference_value(axis)
-                ratios += list(ratio)
-                ax.plot(ratio, table[kind], label=axis.replace("_", " "), **_AXIS_LOOKS[axis])
+                ax.plot(ratio, table[kind], gid="curve", label=axis.replace("_", " "), **_AXIS_LOOKS[axis])
         ax.axvline(1, color="0.88", linewidth=7, zorder=0.5)
-        _log_ticks(ax, ratios, most=7)
+        log_axis(ax, most=7)
         ax.set(title=LABELS[kind], ylim=(0, None), xlabel="relative to the reference")
         if kind in _SHARES:
             ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
@@ -575,10 +651,10 @@ def _figure_cost(card: Card) -> Figure | None:
         return None
     figure = Figure(figsize=(8.4, 2.6))
     for ax, kind in zip(figure.subplots(1, 3), ("macs", "latency_ms", "peak_bytes"), strict=True):
-        ax.plot(table["value"], table[kind], **_AXIS_LOOKS[axis])
+        ax.plot(table["value"], table[kind], gid="curve", **_AXIS_LOOKS[axis])
         if kind == "latency_ms":
             ax.fill_between(table["value"], table["latency_low"], table["latency_high"], color=_AXIS_LOOKS[axis]["color"], alpha=0.14)
-        _log_ticks(ax, table["value"])
+        log_axis(ax, most=10)
         wide = table[kind].max() > 10 * table[kind].min()
         ax.set(xlabel=LABELS[axis], title=LABELS[kind], **({"yscale": "log"} if wide else {"ylim": (0, None)}))
         ax.yaxis.set_major_formatter("{x:g}" if kind == "latency_ms" else EngFormatter())
@@ -601,7 +677,7 @@ CAPTIONS = {
     "of the probabilities at the point itself. Equivariance error: of the last map, along the resolution.",
     "layers": "Linear similarity (CKA) of each layer's mean activations at a point with those of the same layer at the reference. 1: equal up to rotation and scale. "
     "Of n probes and d features noise alone scores about d / (d + n).",
-    "cost": "What one picture costs.",
+    "cost": "What one picture costs: multiply-accumulates, latency (median and quartiles of ten, one picture at a time), and the most memory held at once beyond weights and picture.",
 }  # fmt: skip
 
 # %% ../nbs/27_evaluate.ipynb #41d9ab04
@@ -624,8 +700,8 @@ def _short(value: float, unit: str = "") -> str:
 
 
 _COLUMNS = {
-    "agreement": ("agreement", _percent), "flips": ("flips", _percent), "divergence": ("divergence, bits", "{:.3f}".format),
-    "calibration_error": ("ECE", _percent), "equivariance_error": ("equivariance error", "{:.3f}".format), "macs": ("MACs", _short),
+    "agreement": ("agreement", _percent), "flips": ("flips", _percent), "divergence": ("divergence, bits", "{:.2g}".format),
+    "calibration_error": ("ECE", _percent), "equivariance_error": ("equivariance error", "{:.2g}".format), "macs": ("MACs", _short),
     "latency_ms": ("latency, ms", "{:.3g}".format), "peak_bytes": ("memory", lambda value: _short(value, "B")),
 }  # fmt: skip
 
@@ -636,28 +712,45 @@ def _shown(card: Card, axis: str) -> pd.DataFrame:
     shown = pd.DataFrame({axis.replace("_", " "): frame["value"].map("{:g}".format)})
     bounds = (frame.get("low", math.nan * frame["value"]), frame.get("high", math.nan * frame["value"]))
     shown[LABELS.get(card.measure, card.measure)] = [_percent(*row) for row in zip(frame.get(card.measure, bounds[0]), *bounds, strict=True)]
+    if "retention" in frame:
+        shown["retained"] = [_percent(*row) for row in frame[["retention", "retention_low", "retention_high"]].values]
     for column, (title, write) in _COLUMNS.items():
         if column in frame and frame[column].notna().any():
             shown[title] = ["–" if pd.isna(value) else write(value) for value in frame[column]]
-    if (frame["status"] != "measured").any():
-        shown["status"] = frame["status"]
     return shown
 
 # %% ../nbs/27_evaluate.ipynb #904aa99f
+def _warnings(card: Card) -> list[str]:
+    "What makes a card worth little."
+    start = next(point for point in card.points if point["value"] == card.reference_value(point["axis"]))
+    if card.measure == "accuracy" and start["low"] <= 1 / card.data["classes"]:
+        return [f"**Beware.** At the reference {card.name} is not shown to be better than chance, so what it retains elsewhere means nothing."]
+    return []
+
+
+def _about_pictures(card: Card) -> str:
+    "Which pictures, and how the model saw them."
+    data, outputs = card.data, card.model["outputs"]
+    mean, std = (", ".join(f"{value:.3g}" for value in data[name]) for name in ("mean", "std"))
+    said = f"**Pictures.** {data['count']:,} of {data['name']}, {data['classes']} classes. {data['preprocessing'].capitalize()}; "
+    said += f"normalised with mean {mean} and standard deviation {std}{'' if 'mean' in card.model['view'] else ', as the data are by default: the model does not say'}."
+    if outputs:
+        said += f" The model answers among these {outputs[0]} of its {outputs[1]:,} classes only, which is easier than among all."
+    return said + (f" Layers are compared on {data['probes']} of them." if data["probes"] else "")
+
+
 def _about(card: Card) -> list[str]:
     "What was judged, and how."
-    model, data = card.model, card.data
+    model = card.model
     height, width = card.reference
     how = [
         f"**Model.** {card.name}: {_short(model['parameters'])} parameters, weights {model['weights']}, made for {model['native'][0]}×{model['native'][1]} px. "
         f"At other sizes: *{model['way']}* – {model['why']}",
-        f"**Pictures.** {data['count']:,} of {data['name']}, {data['classes']} classes. {data['preprocessing'].capitalize()}. Layers are compared on {data['probes']} of them.",
+        _about_pictures(card),
         f"**Reference.** Everything is compared with the same pictures at {height}×{width} px. Intervals are 95 % bootstrap intervals over "
         "the pictures; they say nothing about another training of the same model.",
     ]
-    start = next(point for point in card.points if point["value"] == card.reference_value(point["axis"]))
-    if card.measure == "accuracy" and start["low"] <= 1 / data["classes"]:
-        how.append("**Beware.** At the reference the model is not shown to be better than chance, so what it retains elsewhere means nothing.")
+    how += _warnings(card)
     if "resolution" in card.axes:
         how.append(
             "**Reading the resolution.** Models that were trained on random crops have met objects larger than these pictures show them, so a peak up to about 1.3 times above the training size is expected "
@@ -674,14 +767,23 @@ def _verdict(card: Card, row: dict) -> str:
     if row["worst"] >= row["at reference"]:
         said += "nowhere worse; "
     else:
-        kept = _percent(row["retention"], row.get("retention low"), row.get("retention high"))
-        said += f"at worst {_percent(row['worst'])} at {row['worst at']:g}{unit}, which retains {kept}; "
+        said += f"at worst {_percent(row['worst'])} at {row['worst at']:g}{unit}"
+        said += f", which retains {_percent(row['retention'])}; " if math.isfinite(row["retention"]) else "; "
+    if row["best"] > row["at reference"]:
+        said += f"at best {_percent(row['best'])} at {row['best at']:g}{unit}; "
     said += f"{_percent(row['area'], row.get('area low'), row.get('area high'))} on average over the logarithm of the axis."
     if math.isfinite(row["flip rate"]):
         said += f" From one point to the next {_percent(row['flip rate'])} of the answers change."
     return said + "".join(f" At {point['value']:g}{unit}: {point['status'].rstrip('.')}." for point in failed)
 
 # %% ../nbs/27_evaluate.ipynb #aba55fca
+def card_about(
+    card: Card,  # from `report_card`
+) -> list[str]:  # paragraphs, each with its subject in **…**
+    "What was judged, and how."
+    return _about(card)
+
+
 def card_verdicts(
     card: Card,  # from `report_card`
 ) -> list[str]:  # one for each axis, its name in **…**
@@ -701,15 +803,24 @@ def card_markdown(
     pictures: dict[str, str] | None = None,  # files of the figures by name; None: without figures
 ) -> str:
     "A card as text for people."
-    parts = [f"# {card.name}: a report card", *_about(card), "## Summary"]
-    parts.append("\n".join(f"- {verdict}" for verdict in card_verdicts(card)))
+    parts = [f"# {_escaped(card.name)}: a report card", *map(_escaped, _about(card)), "## Summary"]
+    parts.append("\n".join(f"- {_escaped(verdict)}" for verdict in card_verdicts(card)))
     parts += [f"![{CAPTIONS[name]}]({path})" for name, path in (pictures or {}).items()]
     for title, table in card_tables(card).items():
-        parts += [f"## {title}", table.to_markdown(index=False, disable_numparse=True)]
+        parts += [f"## {title}", _markdown_table(table)]
     parts.append(_surroundings(card))
     return "\n\n".join(parts) + "\n"
 
 # %% ../nbs/27_evaluate.ipynb #ab701f18
+def _escaped(text: str) -> str:
+    "What others have written, such as a name or an error, as text in Markdown."
+    return text.replace("<", "&lt;").replace("|", r"\|")
+
+
+def _markdown_table(table: pd.DataFrame) -> str:
+    return table.map(_escaped).to_markdown(index=False, disable_numparse=True)
+
+
 def _surroundings(card: Card) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in card.surroundings["versions"].items())
     return f"Measured on {card.surroundings['device']} with {versions}."
@@ -725,7 +836,7 @@ _PAGE = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True
 <style>
 body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.6rem; } h2 { font-size: 1.15rem; margin-top: 2.2rem; }
-figure { margin: 1.5rem 0; } figure img { max-width: 100%; height: auto; }
+figure { margin: 1.5rem 0; overflow-x: auto; } figure img { width: 100%; min-width: 38rem; height: auto; }
 figcaption, footer { color: #555; font-size: .88rem; }
 .wide { overflow-x: auto; } table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .3rem .55rem; text-align: right; border-bottom: 1px solid #ddd; } td { white-space: nowrap; }
@@ -841,16 +952,20 @@ def _difference(a: Sequence[Tensor], b: Sequence[Tensor], weights: np.ndarray) -
     return {"difference": value, "low": low, "high": high}
 
 
-def _swap_test(a: Tensor, b: Tensor, swaps: int = 2000) -> float:
+def _swap_test(a: Tensor, b: Tensor, swaps: int = 10_000) -> float:
     "Probability of a difference as large if it did not matter whose answer is whose."
     if a.shape[1] == 1:
         first, second = ((x[0] > y[0]).sum().item() for x, y in ((a, b), (b, a)))
         return binomtest(first, first + second).pvalue if first + second else 1.0
-    observed, generator = abs(tally_score(a) - tally_score(b)), torch.Generator().manual_seed(0)
-    as_large = 0
-    for swap in torch.rand(swaps, a.shape[-1], generator=generator) < 0.5:
-        as_large += abs(tally_score(torch.where(swap, a, b)) - tally_score(torch.where(swap, b, a))) >= observed - 1e-12
-    return (as_large + 1) / (swaps + 1)
+    a, b = a.double().flatten(0, 1), b.double().flatten(0, 1)
+    swapped = (torch.rand(swaps, a.shape[-1], generator=torch.Generator().manual_seed(0)) < 0.5).double() @ (a - b).T
+
+    def scores(sums: Tensor) -> Tensor:
+        return torch.nanmean(torch.divide(*sums.unflatten(-1, (2, -1)).unbind(-2)), dim=-1)
+
+    observed = (scores(a.sum(1)) - scores(b.sum(1))).abs()
+    differences = (scores(b.sum(1) + swapped) - scores(a.sum(1) - swapped)).abs()
+    return ((differences >= observed - 1e-12).sum().item() + 1) / (swaps + 1)
 
 
 def _holm(probabilities: Sequence[float]) -> np.ndarray:
@@ -873,7 +988,7 @@ def compare(
     cards: Sequence[Card | str | os.PathLike],  # two or more, or their folders
 ) -> Comparison:
     "Every pair of models, at every point that both were measured at; cards of different pictures raise `ValueError`."
-    cards = tuple(card if isinstance(card, Card) else load_card(card) for card in cards)
+    cards = _told_apart([(card if isinstance(card, Card) else load_card(card), card) for card in cards])
     _comparable(cards)
     areas, points = [], []
     for (a, b), axis in itertools.product(itertools.combinations(cards, 2), AXES):
@@ -889,9 +1004,21 @@ def compare(
             weights = np.array([area_under_log_curve(values, unit) for unit in np.eye(len(values))])
             found = _difference([mine[v] for v in values], [theirs[v] for v in values], weights)
             areas.append({"axis": axis, "from": min(values), "to": max(values), "first": a.name, "second": b.name, **found})
-    return Comparison(cards, pd.DataFrame(areas), _corrected(pd.DataFrame(points), cards[0]))
+    if not points:
+        raise ValueError(f"The cards of {' and '.join(card.name for card in cards)} have no axis in common, so there is nothing to compare.")
+    areas = pd.DataFrame(areas, columns=["axis", "from", "to", "first", "second", "difference", "low", "high"])
+    return Comparison(cards, areas, _corrected(pd.DataFrame(points), cards[0]))
 
 # %% ../nbs/27_evaluate.ipynb #468d12b7
+def _told_apart(cards: Sequence[tuple]) -> tuple[Card, ...]:
+    "Cards, those of one name called after the folders that they are from."
+    names = [card.name for card, _ in cards]
+    return tuple(
+        card if names.count(card.name) == 1 or place is card else dataclasses.replace(card, model=card.model | {"name": Path(place).name})
+        for card, place in cards
+    )
+
+
 def _corrected(points: pd.DataFrame, card: Card) -> pd.DataFrame:
     "Points with Holm's correction; the reference, which is on every axis, is one test."
     start = points["axis"].map(card.reference_value) == points["value"]
@@ -909,11 +1036,11 @@ def _comparable(cards: tuple[Card, ...]) -> None:
                          "A name is given when a card is made.")
     for other in cards[1:]:
         for what, mine, theirs in (
-            ("pictures", cards[0].data["pictures"], other.data["pictures"]), ("measure", cards[0].measure, other.measure),
-            ("reference", cards[0].reference, other.reference), ("count", cards[0].data["count"], other.data["count"]),
+            ("measure", cards[0].measure, other.measure), ("reference", cards[0].reference, other.reference),
+            *((what, cards[0].data[what], other.data[what]) for what in ("name", "count", "pictures")),
         ):  # fmt: skip
             if mine != theirs:
-                raise ValueError(f"{names[0]} and {other.name} were not judged alike: their {what} differ ({mine}, {theirs}). Make the cards with the same data and --reference.")
+                raise ValueError(f"{names[0]} and {other.name} were not judged alike: in {what} they differ ({mine}, {theirs}). Make the cards with the same data and --reference.")
     if not all(card.tallies for card in cards):
         raise ValueError(f"The measure {cards[0].measure} is not known picture by picture, so these cards cannot be compared by a paired test.")
 
@@ -930,20 +1057,20 @@ def comparison_figure(
     colors = list(PALETTE.values())
     for (top, bottom), axis in zip(panels.T, axes, strict=True):
         for card, color, marker in zip(comparison.cards, colors, "oDs^vXP*", strict=False):
-            _draw_curve(top, card, axis, color=color, marker=marker, label=card.name)
+            _draw_curve(top, card, axis, color=color, marker=marker)
         for card, color, marker in zip(others, colors[1:], "Ds^vXP*", strict=False):
             rows = comparison.points
             rows = rows[(rows["axis"] == axis) & (rows["first"] == first.name) & (rows["second"] == card.name)]
-            bottom.plot(rows["value"], -rows["difference"], color=color, marker=marker)
+            bottom.plot(rows["value"], -rows["difference"], gid="curve", color=color, marker=marker)
             bottom.fill_between(rows["value"], -rows["high"], -rows["low"], color=color, alpha=0.14, linewidth=0)
         _curve_axes(top, first, axis)
         top.set(title=axis.replace("_", " "), xlabel="")
-        _log_ticks(bottom, first.table(axis)["value"])
+        log_axis(bottom, most=12)
         bottom.axhline(0, color="0.4", linewidth=0.8)
         bottom.set(xlabel=LABELS[axis], xlim=top.get_xlim())
-        bottom.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        bottom.yaxis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=""))
     panels[0, 0].set_ylabel(LABELS.get(first.measure, first.measure))
-    panels[1, 0].set_ylabel(f"less that of {first.name}")
+    panels[1, 0].set_ylabel(f"points more than\n{_legible(first.name)}")
     figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=min(4, len(comparison.cards)))
     return figure
 
@@ -975,15 +1102,15 @@ def save_comparison(
     "Write comparison.json, comparison.md, comparison.html, and the figure as SVG and PNG."
     directory, figure, tables = Path(directory), comparison_figure(comparison), comparison_tables(comparison)
     title = "Compared: " + ", ".join(card.name for card in comparison.cards)
-    about = [_COMPARED, *(text for card in comparison.cards for text in _about(card)[:1]), _about(comparison.cards[0])[1]]
+    about = [_COMPARED, *(text for card in comparison.cards for text in (_about(card)[0], _about_pictures(card), *_warnings(card)))]
     caption = "Scores along the axes with intervals, and below them the differences from the first model with paired intervals. Broad grey line: the reference."
     for kind in ("svg", "png"):
         write_atomic(directory / "figures" / f"comparison.{kind}", _bytes(figure, kind))
     plain = {"models": [card.name for card in comparison.cards], "areas": comparison.areas.to_dict("records"), "points": comparison.points.to_dict("records")}
     write_atomic(directory / "comparison.json", json.dumps(_plain(plain), indent=1, ensure_ascii=False) + "\n")
-    parts = [f"# {title}", *about, f"![{caption}](figures/comparison.png)"]
+    parts = [f"# {_escaped(title)}", *map(_escaped, about), f"![{caption}](figures/comparison.png)"]
     for name, table in tables.items():
-        parts += [f"## {name}", table.to_markdown(index=False, disable_numparse=True)]
+        parts += [f"## {name}", _markdown_table(table)]
     write_atomic(directory / "comparison.md", "\n\n".join(parts) + "\n")
     page = _page(title, about, [], {"comparison": (caption, figure)}, tables, _surroundings(comparison.cards[0]))
     return write_atomic(directory / "comparison.html", page)

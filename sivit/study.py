@@ -71,10 +71,14 @@ def _set(config) -> dict:
     return {name: value for name, value in to_dict(config).items() if name not in FREE_SETTINGS and value != usual[name]}
 
 # %% ../nbs/25_study.ipynb #46774a9a
-def surroundings() -> dict:
+def surroundings(
+    device: torch.device | None = None,  # what was computed on; None: a GPU if there is one
+    *more: str,  # packages to name besides
+) -> dict:
     "Device and versions, for the record."
-    packages = ("sivit", "torch", "torchvision", "accelerate", "numpy")
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {platform.machine()}"
+    packages = ("sivit", "torch", "torchvision", "accelerate", "numpy", *more)
+    on_gpu = torch.cuda.is_available() if device is None else device.type == "cuda"
+    device = torch.cuda.get_device_name(device) if on_gpu else f"CPU, {platform.machine()}"
     versions = {name: importlib.metadata.version(name) for name in packages}
     return {"device": device, "versions": {"python": platform.python_version(), **versions}}
 

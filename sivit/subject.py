@@ -91,14 +91,14 @@ class _AnySize(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         with self._refusals(images):
-            answer = self._at(images)(self._resized(images))
-        answer = answer["out"] if isinstance(answer, Mapping) else answer
+            answer = _logits(self._at(images)(self._taken(images)))
         if self.way == "resized input" and answer.ndim == 4:
             answer = F.interpolate(answer, images.shape[-2:], mode="bilinear", antialias=True)
         return answer
 
-    def _resized(self, images: Tensor) -> Tensor:
-        "The pictures as the module gets them."
+    def _taken(self, images: Tensor) -> Tensor:
+        "The pictures as the module gets them: of its type, and of its size if it goes by a resized input."
+        images = images.to(next((p.dtype for p in self.module.parameters() if p.is_floating_point()), images.dtype))
         if self.way != "resized input" or images.shape[-2:] == self.native:
             return images
         return F.interpolate(images, self.native, mode="bicubic", antialias=True)
@@ -126,6 +126,17 @@ class _AnySize(nn.Module):
                 raise
             reason = " ".join(str(error).split())[:300] or type(error).__name__
             raise ValueError(f"{self.name} takes no pictures of {height}×{width} px ({self.way}): {reason}") from error
+
+
+def _logits(answer) -> Tensor:
+    "The logits in what a module gives: itself, or what dictionaries of segmenters and classifiers call so."
+    if isinstance(answer, Tensor):
+        return answer
+    found = [answer[name] for name in ("out", "logits") if isinstance(answer, Mapping) and name in answer]
+    if not found:
+        what = f"a dictionary of {', '.join(map(str, answer))}" if isinstance(answer, Mapping) else f"a {type(answer).__name__}"
+        raise TypeError(f"A model must give its logits, or a dictionary with 'logits' or 'out'; it gave {what}.")
+    return found[0]
 
 
 def _is_fault(error: Exception) -> bool:
@@ -257,11 +268,13 @@ class Subject(_AnySize):
         dataset: tuple[str, dict] | None = None,  # name and options of what it was trained on
         layers: Sequence[str] = (),  # parts to look at; (): those that can be seen
         weights: str = "its own",  # where they are from, in words
+        code: str = "",  # a hash of the file that was executed for it, if one was
     ):
         super().__init__(module, name, native, way)
         self.view, self.classes, self.task, self.dataset, self.weights = view or {}, classes, task, dataset, weights
         self.outputs: list[int] | None = None  # of the module's outputs, those that are given; None: all
         self.channels = 3  # of the pictures, where nothing in the module says it
+        self.code = code
         self._asked, self._found = tuple(layers), None
 
     def forward(
@@ -279,7 +292,7 @@ class Subject(_AnySize):
         "What is inside on the way to the answer."
         layers, given = self.layers, _names_inside(self.module)
         with self._refusals(images):
-            module, images = self._at(images), self._resized(images)
+            module, images = self._at(images), self._taken(images)
             heard = not given or not set(layers) <= set(given)
             maps = _heard_maps(module, images, layers) if heard else _given_maps(module, images)
         return {name: maps[name] for name in layers}
@@ -307,7 +320,7 @@ class Subject(_AnySize):
 
     def fingerprint(self) -> str:
         "12 hexadecimal digits of weights, structure, way and choice of outputs."
-        digest = hashlib.sha256(repr((_structure(self.module), self.way, self.native, self.outputs)).encode())
+        digest = hashlib.sha256(repr((_structure(self.module), self.way, self.native, self.outputs, self.code)).encode())
         for name, value in sorted(self.module.state_dict().items()):
             digest.update(repr((name, tuple(value.shape), value.dtype)).encode())
             digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
@@ -319,6 +332,7 @@ class Subject(_AnySize):
             "name": self.name, "parameters": sum(p.numel() for p in self.module.parameters()),
             "native": list(self.native), "way": self.way, "why": _WHY[self.way].format(*self.native),
             "view": json.loads(json.dumps(self.view)), "weights": self.weights, "layers": list(self.layers),
+            "fingerprint": self.fingerprint(), "outputs": None if self.outputs is None else [len(self.outputs), len(self.classes)],
         }  # fmt: skip
 
 # %% ../nbs/26_subject.ipynb #dea76424
@@ -358,13 +372,16 @@ def _is_plain(value) -> bool:
 @torch.no_grad()
 def _find_layers(subject: Subject, asked: tuple[str, ...]) -> tuple[str, ...]:
     "The layers that were asked for, or all that can be seen, in their order."
+    if isinstance(subject.module, torch.jit.ScriptModule):
+        return ()  # nobody can listen to its parts
     given = _names_inside(subject.module)
     if given and set(asked) <= set(given):
         return tuple(name for name in given if not asked or name in asked)
     parts = [name for name, _ in subject.module.named_modules() if name]
     unknown = sorted(set(asked) - set(parts))
     if unknown:
-        near = difflib.get_close_matches(unknown[0], [*given, *parts], n=3) or [*given, *parts]
+        names = list(dict.fromkeys([*given, *parts]))
+        near = difflib.get_close_matches(unknown[0], names, n=3) or names
         raise ValueError(f"{subject.name} has no layer {unknown[0]!r}; it has {_some(near)}.")
     with evaluating(subject.module):
         maps = _heard_maps(subject.module, _grey(subject), asked or _parts(subject.module))
@@ -510,10 +527,15 @@ def _about_timm(module: nn.Module) -> dict:
         view["interpolation"] = config["interpolation"]
     classes, subset = None, data.infer_imagenet_subset(module)
     if subset is not None and module.num_classes == settings.get("num_classes"):
-        info = data.ImageNetInfo(subset)
-        named = ((info.index_to_description(k), info.index_to_label_name(k)) for k in range(info.num_classes()))
-        classes = tuple((*names.split(", "), wordnet_id) for names, wordnet_id in named)
+        classes = _imagenet_names(subset)
     return {"view": view, "classes": classes}
+
+
+def _imagenet_names(subset: str) -> tuple[tuple[str, ...], ...]:
+    "What each class of a part of ImageNet is called: names, and last its WordNet id."
+    info = _library("timm.data").ImageNetInfo(subset)
+    named = ((info.index_to_description(k), info.index_to_label_name(k)) for k in range(info.num_classes()))
+    return tuple((*names.split(", "), wordnet_id) for names, wordnet_id in named)
 
 # %% ../nbs/26_subject.ipynb #bebfa590
 _MADE_UNIQUE = {"crane bird": ("crane", "crane bird"), "maillot tank suit": ("maillot", "maillot tank suit")}
@@ -554,6 +576,9 @@ def _about_torchvision(module: nn.Module, weights) -> dict:
     side = crop or resized
     native = _own_size(module) or (as_size(side[0]) if side else None)
     classes = categories and tuple(_MADE_UNIQUE.get(category, (category,)) for category in categories)
+    if classes and len(classes) == 1000:
+        with contextlib.suppress(ImportError):  # timm knows the other names of the same 1,000 classes, in the same order
+            classes = tuple((*names, *more) for names, more in zip(classes, _imagenet_names("imagenet-1k"), strict=True))
     return {"view": view, "classes": classes, "native": native}
 
 # %% ../nbs/26_subject.ipynb #8fee599e
@@ -567,7 +592,10 @@ def _open_sivit(name: str, *, weights: str, num_classes: int | None, **_) -> dic
 # %% ../nbs/26_subject.ipynb #d48b9767
 def _open_folder(source: str | os.PathLike, *, weights: str, checkpoint: str | None, **_) -> dict:
     "A run of this package, or a saved model here or on the hub."
-    if weights == "random":
+    if "/" not in os.fspath(source) and not Path(source).exists():
+        raise ValueError(f"There is no folder {source}. Models by name are timm:NAME, torchvision:NAME or sivit:NAME, those on the hub "
+                         "owner/name, and one in a file python:FILE.py:FUNCTION.")
+    if weights == "random" and Path(source).exists():
         raise ValueError(f"weights='random' is for models by name; {source} has its own.")
     if (run := Path(source, "train.json")).exists():
         return _open_run(run, checkpoint)
@@ -641,7 +669,8 @@ def _open_python(place: str, *, weights: str, **_) -> dict:
     if not isinstance(module, nn.Module):
         raise ValueError(f"{path} must have a function {function} that takes nothing and returns an nn.Module; "
                          f"it gave {type(module).__name__}.")
-    return _open_module(module, weights=weights) | {"name": f"{Path(path).name}:{function}"}
+    code = hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    return _open_module(module, weights=weights) | {"name": f"{Path(path).name}:{function}", "code": code}
 
 
 _OPENERS = {

@@ -19,7 +19,7 @@ from torch import nn
 from sivit.cli import main
 from sivit.core import PALETTE
 from sivit.data import create_dataset
-from sivit.evaluate import card_html, card_summary, card_tables, compare, report_card, save_card
+from sivit.evaluate import card_html, card_summary, card_tables, compare, report_card, save_card, save_comparison
 from sivit.segment import SegmentationConfig, SegmentationModel, segmentation_metrics
 from sivit.subject import load_subject
 from sivit.train import TrainConfig, train
@@ -119,6 +119,105 @@ def test_every_number_by_numpy():
     assert np.isclose(row["area"], np.trapezoid(accuracies, x) / (x[-1] - x[0]))
     assert np.isclose(row["worst"], min(accuracies)) and np.isclose(row["retention"], min(accuracies) / accuracies[1])
     assert row["area low"] < row["area"] < row["area high"]
+
+
+def test_intervals_word_by_word():
+    "Pictures drawn again with replacement, all points together: retention, agreement and area, and the score of masks."
+    model, digits, sizes = Small().eval(), create_dataset("digits", "val"), (10, 16, 22)
+    card = report_card(
+        load_subject(model, native=16, name="small"), digits, sizes, probes=0, cost=False, progress=False
+    )
+    right = np.stack([tally[0, 0].numpy() for tally in card.curve("resolution")[1]])
+    with torch.no_grad():
+        said = [model(torch.stack([digits.picture(i, s) for i in range(359)]) * 2 - 1).argmax(1) for s in (10, 16)]
+    agreeing, drawn = (said[0] == said[1]).numpy(), np.random.default_rng(7).integers(359, size=(4000, 359))
+    means, x = right[:, drawn].mean(-1), np.log2(sizes)
+    point, row = card.points[0], card_summary(card).iloc[0]
+    for found, again in (
+        ((point["retention_low"], point["retention_high"]), means[0] / means[1]),
+        ((point["agreement_low"], point["agreement_high"]), agreeing[drawn].mean(1)),
+        ((row["area low"], row["area high"]), np.trapezoid(means, x, axis=0) / (x[-1] - x[0])),
+    ):
+        low, high = np.quantile(again, [0.025, 0.975])
+        assert np.allclose(found, (low, high), atol=0.08 * (high - low)), (found, low, high)
+    assert point["retention"] == pytest.approx(right[0].mean() / right[1].mean())
+
+    scenes = create_dataset("scenes", "val", length=40, target="mask")
+    config = SegmentationConfig(ViTConfig(image_size=16, patch_size=4, dim=16, depth=1, heads=2, num_classes=0), 11)
+    model = SegmentationModel(config)
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.5)
+    card = report_card(load_subject(model, name="masks"), scenes, (16,), cost=False, probes=0, progress=False)
+    inside, whole = card.tallies[0].numpy().astype(float)
+    drawn = np.random.default_rng(8).integers(40, size=(4000, 40))
+    again = np.nanmean(inside[:, drawn].sum(-1) / whole[:, drawn].sum(-1), axis=0)
+    low, high = np.quantile(again, [0.025, 0.975])
+    assert np.allclose((card.points[0]["low"], card.points[0]["high"]), (low, high), atol=0.08 * (high - low))
+
+
+class Looks(Small):
+    "Looks at the values of a picture, which a count of operations does not have."
+
+    def forward(self, images):
+        return super().forward(images * (2 if images.max().item() > 5 else 1))
+
+
+class Dictionary(Small):
+    def forward(self, images):
+        return {"logits": super().forward(images), "loss": None}
+
+
+def test_any_module():
+    digits = create_dataset("digits", "val")
+    half = load_subject(Small().to(torch.bfloat16), native=16, name="half")
+    scripted = load_subject(torch.jit.script(Small()), native=16, name="scripted")
+    for subject in (half, scripted, load_subject(Dictionary(), native=16, name="dictionary")):
+        card = report_card(subject, digits, (12,), probes=8, cost=False, progress=False)
+        assert all(point["status"] == "measured" for point in card.points)
+    card = report_card(load_subject(Looks(), native=16, name="looks"), digits, (12,), probes=8, progress=False)
+    assert all(point["macs"] is None and point["latency_ms"] > 0 for point in card.points) and card_html(card)
+    with pytest.raises(TypeError, match="must give its logits"):
+        report_card(load_subject(nn.Sequential(Dictionary(), Strange()), native=16), digits, (12,), progress=False)
+
+    masks = create_dataset("scenes", "val", length=4, target="mask")
+    wrong = load_subject(nn.Conv2d(3, 5, 1), native=16, name="five")
+    with pytest.raises(ValueError, match=r"scenes has 11 classes, so the model must give \(4, 11, 16, 16\) logits"):
+        report_card(wrong, masks, (16,), progress=False)
+
+
+class Strange(nn.Module):
+    def forward(self, answer):
+        return {"scores": answer["logits"]}
+
+
+def test_what_cannot_be_compared_or_kept(tmp_path):
+    digits = create_dataset("digits", "val")
+    settings = {"probes": 0, "cost": False, "progress": False}
+    first = report_card(load_subject(Small(), native=16, name="$first_"), digits, (12,), directory=tmp_path, **settings)
+    other = report_card(load_subject(Small(), native=16, name="_other"), digits, canvases=(2,), **settings)
+    with pytest.raises(ValueError, match="no axis in common"):
+        compare([first, other])
+    second = report_card(load_subject(Looks(), native=16, name="_second"), digits, (16,), **settings)
+    save_comparison(compare([first, second]), tmp_path / "compared")  # they share the reference alone
+    save_card(first, tmp_path)
+    different = Small()
+    nn.init.normal_(different.head.weight)
+    with pytest.raises(ValueError, match=r"holds the card of .* with other weights"):
+        report_card(load_subject(different, native=16, name="$first_"), digits, (12,), directory=tmp_path, **settings)
+    save_card(second, tmp_path / "again" / "second"), save_card(second, tmp_path / "again" / "copy")
+    names = [card.name for card in compare([tmp_path / "again" / "second", tmp_path / "again" / "copy"]).cards]
+    assert names == ["second", "copy"]  # of one name, so called after their folders
+    for wrong, said in (
+        ({"batch_size": 0}, "batch_size=0"),
+        ({"reference": 0}, "reference=0"),
+        ({"device": "cuda"}, "no GPU"),
+    ):
+        if wrong == {"device": "cuda"} and torch.cuda.is_available():
+            continue
+        with pytest.raises(ValueError, match=said):
+            report_card(load_subject(Small(), native=16), digits, (12,), **wrong)
+    with pytest.raises(ValueError, match="create_dataset"):
+        report_card(load_subject(Small(), native=16), "pictures")
 
 
 def test_equivariance_by_numpy():
@@ -399,7 +498,7 @@ def test_memory_that_ends_and_processes_that_die(photographs, tmp_path):
     first, second, third = (subprocess.run(code, capture_output=True, text=True) for _ in range(3))
     assert (first.returncode, second.returncode) == (-9, -9) and third.returncode == 0, third.stderr
     points = {point["value"]: point for point in json.loads((tmp_path / "card" / "card.json").read_text())["points"]}
-    assert points[48]["status"] == "ended the process twice, as a lack of memory does"
+    assert points[48]["status"] == "ended the process twice, for lack of memory or from outside"
     assert points[2048]["status"] == "out of memory"  # 64 TiB of weights for one picture
     assert [points[size]["status"] for size in (16, 32, 64)] == ["measured"] * 3
     assert "At 2048 px: out of memory." in third.stdout and "At 48 px: ended the process twice" in third.stdout

@@ -392,7 +392,8 @@ def test_about_is_plain_data():
     ):
         about = subject.about()
         assert json.loads(json.dumps(about)) == about and about["way"] in WAYS
-        assert list(about) == ["name", "parameters", "native", "way", "why", "view", "weights", "layers"]
+        keys = ["name", "parameters", "native", "way", "why", "view", "weights", "layers", "fingerprint", "outputs"]
+        assert list(about) == keys
     assert about["native"] == [16, 24] and about["parameters"] == sum(p.numel() for p in Plain().parameters())
 
 
@@ -597,7 +598,7 @@ def test_published_weights_are_read_without_running_them(monkeypatch):
     assert asked[0] is True and same(subject.module.state_dict(), weights)
     assert (
         subject.weights == "pretrained"
-        and subject.classes[1] == ("goldfish",)
+        and (subject.classes[1][0], subject.classes[1][-1]) == ("goldfish", "n01443537")
         and subject.view["crop_ratio"] == 224 / 256
     )
 

@@ -341,7 +341,7 @@ def test_two_processes_do_not_share_a_directory(tmp_path):
     directory = tmp_path / "run"
     process = start(CONFIG, directory)
     wait_for_step(process, directory, 3)
-    with pytest.raises(BlockingIOError, match="Another process is training in"):
+    with pytest.raises(BlockingIOError, match="Another process is at work in"):
         train(CONFIG, directory, progress=False)
     os.kill(process.pid, signal.SIGKILL)
     process.join()
