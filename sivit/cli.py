@@ -189,7 +189,7 @@ def evaluate(
     how = {name: getattr(options, name) for name in ("batch_size", "device", "workers", "probes", "cost")}
     card = report_card(subject, dataset, **points, **how, directory=folder, progress=sys.stderr.isatty())
     page = save_card(card, folder)
-    print("\n".join(card_about(card)).replace("**", "") + "\n")
+    print("\n".join(card_about(card)).replace("*", "") + "\n")
     for title, table in card_tables(card).items():
         print(f"{title}\n{table.to_string(index=False)}\n")
     print("\n".join(card_verdicts(card)).replace("**", ""))

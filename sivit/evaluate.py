@@ -372,7 +372,7 @@ class Card:
     "What becomes of a model's answers when pictures come in other sizes."
 
     model: dict  # what `Subject.about` says
-    data: dict  # name, count, classes, pictures (their hash), preprocessing, crop_ratio, interpolation, mean, std, probes
+    data: dict  # name, count, classes, pictures (their hash), preprocessing, drawn, crop_ratio, interpolation, mean, std, probes
     measure: str  # the score: "accuracy", "miou", or the measure of another task
     reference: tuple[int, int]  # height and width with which all is compared, px
     points: list[dict]  # axis, value, status, and what was measured
@@ -472,6 +472,7 @@ def report_card(
     about = {
         "name": dataset.name, "count": tallies[0].shape[-1] if tallies else len(dataset), "classes": len(dataset.classes),
         "pictures": _pictures(dataset), "preprocessing": dataset.preprocessing, "probes": len(sweep.probes),
+        "drawn": isinstance(dataset, ScenesDataset),
         **{name: getattr(dataset, name) for name in ("crop_ratio", "interpolation", "mean", "std")},
     }  # fmt: skip
     library = ("timm",) if type(subject.module).__module__.startswith("timm.") else ()
@@ -751,6 +752,11 @@ def _about(card: Card) -> list[str]:
         "the pictures; they say nothing about another training of the same model.",
     ]
     how += _warnings(card)
+    if not card.data["drawn"] and {"object_scale", "canvas"} & set(card.axes):
+        how.append(
+            "**Reading object scale and canvas.** These pictures cannot be drawn anew, so the whole picture stands for the object: it is shrunk into a border of the mean colour, "
+            "or cut at its centre, and the canvas is widened by the same border. A model that was never shown such a border may mind it."
+        )
     if "resolution" in card.axes:
         how.append(
             "**Reading the resolution.** Models that were trained on random crops have met objects larger than these pictures show them, so a peak up to about 1.3 times above the training size is expected "
