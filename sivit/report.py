@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['QUARTO_SAYS', 'declared_parameters', 'Progress', 'run_notebook', 'save_numbers', 'merge_numbers', 'quarto_problems',
            'site_problems', 'render_quarto', 'note_build', 'show_exports', 'ReportConfig', 'stage_project',
-           'run_experiments', 'build_report', 'main']
+           'run_experiments', 'slowest_cells', 'build_report', 'main']
 
 # %% ../nbs/29_report.ipynb #9dc000ce
 import ast
@@ -452,6 +452,22 @@ def _take_numbers(experiment: str, results: Path, committed: Path):
         write_atomic(target, source.read_bytes())
     merge_numbers(committed)
 
+# %% ../nbs/29_report.ipynb #dd56bbc2
+def slowest_cells(
+    experiments: str | os.PathLike,  # folder with the notebooks that ran
+    seconds: dict[str, list[float]],  # by experiment, what each of its code cells took
+    count: int = 10,  # how many are wanted
+) -> list[str]:  # a line each, the slowest first
+    "The cells that took longest."
+    cells = [(took, name, number) for name, times in seconds.items() for number, took in enumerate(times)]
+    lines = []
+    for took, name, number in sorted(cells, reverse=True)[:count]:
+        code = [cell for cell in read_notebook(Path(experiments, f"{name}.ipynb")) if cell["cell_type"] == "code"]
+        source = "".join(code[number]["source"]).splitlines()
+        begins = next((line.strip() for line in source if line.strip() and not line.lstrip().startswith("#")), "")
+        lines.append(f"{took:7.1f} s  {name}, cell {number + 1}: {begins[:80]}")
+    return lines
+
 # %% ../nbs/29_report.ipynb #1a7fe07d
 def build_report(
     config: ReportConfig = ReportConfig(),
@@ -475,6 +491,9 @@ def build_report(
     started = time.monotonic()
     if not config.skip_experiments:
         ran = run_experiments(stage, output / "results", config.profile, config.only, stream)
+        took = _timings(output / "results")[config.profile]
+        slowest = slowest_cells(stage / "nbs/experiments", {name: took[name] for name in ran})
+        say("\n".join(["The slowest cells:", *slowest]))
         say(f"{len(ran)} experiment{'s' * (len(ran) != 1)} done in {_clock(time.monotonic() - started)}; rendering")
     made = render_quarto(stage, output, say=say) if renderer == "quarto" else render_pandoc(stage, output)
     say(f"Built by {made.renderer} in {_clock(time.monotonic() - started)}.")
