@@ -270,8 +270,7 @@ class PictureDataset(Dataset):
 
     def at(self, **axes: float) -> "PictureDataset":
         "The same pictures at another object scale, or on another canvas; refused where `MovableDataset` does not say how."
-        raise ValueError(f"Of {self.name} only the resolution can change: a {type(self).__name__} cannot be moved along "
-                         f"{' and '.join(axes)}. Take scenes, or pictures with no more than a label.")
+        raise ValueError(f"Of {self.name} only the resolution can change, not {' and '.join(axes)}; take scenes, or pictures with just a label.")
 
     def with_view(self, **changes) -> "PictureDataset":
         "The same pictures with other settings of the view."

@@ -290,18 +290,20 @@ def _examine(sweep: "_Sweep", name: str, dataset: PictureDataset, size: tuple[in
     "Everything that is measured at one point."
     subject, device, workers = sweep.subject, sweep.settings["device"], sweep.settings["workers"]
     answers = sweep.judge(subject, dataset, size, batch_size=batch_size, device=device, workers=workers)
+    start = answers if name == "reference" else sweep.point("canvas", 1)[1]
     record = {"status": "measured", "batch_size": batch_size, **answers.measures}
     if answers.tally is not None:
         low, high = redraw([answers.tally], lambda scores: scores[:, 0])
         record |= {sweep.measure: tally_score(answers.tally), "low": low, "high": high}
-        record |= _retained(answers if name == "reference" else sweep.point("canvas", 1)[1], answers)
+        record |= _retained(start, answers)
     if answers.logits is not None:
-        record |= _against_reference(answers if name == "reference" else sweep.point("canvas", 1)[1], answers)
+        record |= _against_reference(start, answers)
     if len(sweep.probes):
         there = sweep.dataset, sweep.reference
         record |= _compare_inside(subject, (dataset, size), there, sweep.probes, batch_size, device)
     if sweep.settings["cost"]:
-        record |= _prices(subject, next(filter(lambda views: views is not None, (_views(dataset, [i], size) for i in range(len(dataset))))))
+        views = (_views(dataset, [index], size) for index in range(len(dataset)))
+        record |= _prices(subject, next(images for images in views if images is not None))
     if name != "reference":
         answers.logits = None  # which are large, and not needed again
     return record, answers
@@ -734,7 +736,8 @@ def _about_pictures(card: Card) -> str:
     data, outputs = card.data, card.model["outputs"]
     mean, std = (", ".join(f"{value:.3g}" for value in data[name]) for name in ("mean", "std"))
     said = f"**Pictures.** {data['count']:,} of {data['name']}, {data['classes']} classes. {data['preprocessing'].capitalize()}; "
-    said += f"normalised with mean {mean} and standard deviation {std}{'' if 'mean' in card.model['view'] else ', as the data are by default: the model does not say'}."
+    known = "mean" in card.model["view"] or card.model["trained_on"] == data["name"]
+    said += f"normalised with mean {mean} and standard deviation {std}{'' if known else ', for want of better knowledge: the model does not say'}."
     if outputs:
         said += f" The model answers among these {outputs[0]} of its {outputs[1]:,} classes only, which is easier than among all."
     return said + (f" Layers are compared on {data['probes']} of them." if data["probes"] else "")
@@ -840,12 +843,12 @@ _PAGE = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{{ title }}</title>
 <style>
-body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
+body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 66rem; margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.6rem; } h2 { font-size: 1.15rem; margin-top: 2.2rem; }
 figure { margin: 1.5rem 0; overflow-x: auto; } figure img { width: 100%; min-width: 38rem; height: auto; }
 figcaption, footer { color: #555; font-size: .88rem; }
-.wide { overflow-x: auto; } table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .3rem .55rem; text-align: right; border-bottom: 1px solid #ddd; } td { white-space: nowrap; }
+.wide { overflow-x: auto; } table { border-collapse: collapse; font-size: .8rem; font-variant-numeric: tabular-nums; }
+th, td { padding: .3rem .45rem; text-align: right; border-bottom: 1px solid #ddd; } td { white-space: nowrap; }
 th { border-bottom: 2px solid #888; vertical-align: bottom; } td:last-child { white-space: normal; }
 </style>
 </head>

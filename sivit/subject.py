@@ -332,7 +332,7 @@ class Subject(_AnySize):
             "name": self.name, "parameters": sum(p.numel() for p in self.module.parameters()),
             "native": list(self.native), "way": self.way, "why": _WHY[self.way].format(*self.native),
             "view": json.loads(json.dumps(self.view)), "weights": self.weights, "layers": list(self.layers),
-            "fingerprint": self.fingerprint(), "outputs": None if self.outputs is None else [len(self.outputs), len(self.classes)],
+            "trained_on": self.dataset and self.dataset[0], "fingerprint": self.fingerprint(), "outputs": None if self.outputs is None else [len(self.outputs), len(self.classes)],
         }  # fmt: skip
 
 # %% ../nbs/26_subject.ipynb #dea76424
