@@ -123,7 +123,7 @@ def card_of(name: str, run: Run) -> Card:
         place = results / "card" / "models" / f"{plain}-{Run(run.train).key}"
         train(run.train, place, progress=False)
         subject, axes = load_subject(place, name=name), (run.resolutions, run.object_scales, run.canvases)
-        save_card(report_card(subject, scenes, *axes, directory=place, reference=side, probes=chosen["probes"], progress=False), folder)
+        save_card(report_card(subject, scenes, *axes, directory=place, reference=side, probes=chosen["probes"], progress=False), folder, page=False)
     return load_card(folder)
 
 

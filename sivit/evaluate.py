@@ -923,18 +923,21 @@ def card_html(
 def save_card(
     card: Card,  # from `report_card`
     directory: str | os.PathLike,  # is made; earlier files of a card in it are replaced
-) -> Path:  # of the page
-    "Write card.json with card.safetensors, card.md, card.html, and the figures as SVG and PNG."
+    page: bool = True,  # False: card.json and card.safetensors only, from which the rest can be made
+) -> Path:  # of the page, or of card.json
+    "Write card.json with card.safetensors, and for people card.md, card.html, and the figures as SVG and PNG."
     directory, pictures = Path(directory), {}
-    for name, figure in card_figures(card).items():
-        for kind in ("svg", "png"):
-            write_atomic(directory / "figures" / f"{name}.{kind}", _bytes(figure, kind))
-        pictures[name] = f"figures/{name}.png"
     tallies = {str(i): tally.clone() for i, tally in card.tallies.items()}  # the axes share the reference's
     write_atomic(directory / "card.safetensors", safetensors.torch.save(tallies))
     plain = {field.name: getattr(card, field.name) for field in dataclasses.fields(card) if field.name != "tallies"}
     plain["summary"] = card_summary(card).to_dict("records")
-    write_atomic(directory / "card.json", json.dumps(_plain(plain), indent=1, ensure_ascii=False) + "\n")
+    written = write_atomic(directory / "card.json", json.dumps(_plain(plain), indent=1, ensure_ascii=False) + "\n")
+    if not page:
+        return written
+    for name, figure in card_figures(card).items():
+        for kind in ("svg", "png"):
+            write_atomic(directory / "figures" / f"{name}.{kind}", _bytes(figure, kind))
+        pictures[name] = f"figures/{name}.png"
     write_atomic(directory / "card.md", card_markdown(card, pictures))
     return write_atomic(directory / "card.html", card_html(card))
 

@@ -320,22 +320,35 @@ class Subject(_AnySize):
 
     def fingerprint(self) -> str:
         "12 hexadecimal digits of weights, structure, way and choice of outputs."
-        digest = hashlib.sha256(repr((_structure(self.module), self.way, self.native, self.outputs, self.code)).encode())
-        for name, value in sorted(self.module.state_dict().items()):
-            digest.update(repr((name, tuple(value.shape), value.dtype)).encode())
-            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        digest = _digest(self.module)
+        digest.update(repr((self.way, self.native, self.outputs, self.code)).encode())
         return digest.hexdigest()[:12]
 
     def about(self) -> dict:
         "What is known of the subject, as plain data."
-        return {
-            "name": self.name, "parameters": sum(p.numel() for p in self.module.parameters()),
-            "native": list(self.native), "way": self.way, "why": _WHY[self.way].format(*self.native),
-            "view": json.loads(json.dumps(self.view)), "weights": self.weights, "layers": list(self.layers),
-            "trained_on": self.dataset and self.dataset[0], "fingerprint": self.fingerprint(), "outputs": None if self.outputs is None else [len(self.outputs), len(self.classes)],
-        }  # fmt: skip
+        return _about(self)
 
 # %% ../nbs/26_subject.ipynb #dea76424
+def _about(subject: Subject) -> dict:
+    "What is known of a subject, as plain data."
+    return {
+        "name": subject.name, "parameters": sum(p.numel() for p in subject.module.parameters()),
+        "native": list(subject.native), "way": subject.way, "why": _WHY[subject.way].format(*subject.native),
+        "view": json.loads(json.dumps(subject.view)), "weights": subject.weights, "layers": list(subject.layers),
+        "trained_on": subject.dataset and subject.dataset[0], "fingerprint": subject.fingerprint(),
+        "outputs": None if subject.outputs is None else [len(subject.outputs), len(subject.classes)],
+    }  # fmt: skip
+
+
+def _digest(module: nn.Module):
+    "A hash of structure and weights, to be continued."
+    digest = hashlib.sha256(repr(_structure(module)).encode())
+    for name, value in sorted(module.state_dict().items()):
+        digest.update(repr((name, tuple(value.shape), value.dtype)).encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest
+
+
 def _grey(subject: Subject) -> Tensor:
     "One picture (1, c, h, w) of the native size, on the device and of the type of the model."
     weight = next((p for p in subject.module.parameters() if p.is_floating_point()), torch.empty(0))
