@@ -43,6 +43,7 @@ from sivit.consistency import (
     flip_rate,
     jensen_shannon_divergence,
     linear_cka,
+    relative_error,
 )
 from .checkpoint import sole_writer
 from .core import PALETTE, evaluating, figure_style, write_atomic
@@ -171,8 +172,7 @@ def _compare_inside(subject: Subject, here: tuple, there: tuple, probes: Sequenc
             terms.append(equivariance_terms(*(side[subject.layers[-1]] for side in maps)))
     found = {"cka": {name: linear_cka(*map(torch.cat, pair)) for name, pair in means.items()}}
     if terms:
-        difference, size = map(sum, zip(*terms, strict=True))
-        found["equivariance_error"] = difference / size if size else (0.0 if difference == 0 else math.nan)
+        found["equivariance_error"] = relative_error(*map(sum, zip(*terms, strict=True)))
     return found
 
 # %% ../nbs/27_evaluate.ipynb #d10e0006
@@ -742,8 +742,10 @@ def _about_pictures(card: Card) -> str:
         said += f" The model answers among these {outputs[0]} of its {outputs[1]:,} classes only, which is easier than among all."
     return said + (f" Layers are compared on {data['probes']} of them." if data["probes"] else "")
 
-
-def _about(card: Card) -> list[str]:
+# %% ../nbs/27_evaluate.ipynb #aba55fca
+def card_about(
+    card: Card,  # from `report_card`
+) -> list[str]:  # paragraphs, each with its subject in **…**
     "What was judged, and how."
     model = card.model
     height, width = card.reference
@@ -785,14 +787,7 @@ def _verdict(card: Card, row: dict) -> str:
         said += f" From one point to the next {_percent(row['flip rate'])} of the answers change."
     return said + "".join(f" At {point['value']:g}{unit}: {point['status'].rstrip('.')}." for point in failed)
 
-# %% ../nbs/27_evaluate.ipynb #aba55fca
-def card_about(
-    card: Card,  # from `report_card`
-) -> list[str]:  # paragraphs, each with its subject in **…**
-    "What was judged, and how."
-    return _about(card)
-
-
+# %% ../nbs/27_evaluate.ipynb #be96c4f1
 def card_verdicts(
     card: Card,  # from `report_card`
 ) -> list[str]:  # one for each axis, its name in **…**
@@ -812,7 +807,7 @@ def card_markdown(
     pictures: dict[str, str] | None = None,  # files of the figures by name; None: without figures
 ) -> str:
     "A card as text for people."
-    parts = [f"# {_escaped(card.name)}: a report card", *map(_escaped, _about(card)), "## Summary"]
+    parts = [f"# {_escaped(card.name)}: a report card", *map(_escaped, card_about(card)), "## Summary"]
     parts.append("\n".join(f"- {_escaped(verdict)}" for verdict in card_verdicts(card)))
     parts += [f"![{CAPTIONS[name]}]({path})" for name, path in (pictures or {}).items()]
     for title, table in card_tables(card).items():
@@ -917,7 +912,7 @@ def card_html(
 ) -> str:
     "A card as one page that needs nothing else."
     pictures = {name: (CAPTIONS[name], figure) for name, figure in card_figures(card).items()}
-    return _page(f"{card.name}: a report card", _about(card), card_verdicts(card), pictures, card_tables(card), _surroundings(card))
+    return _page(f"{card.name}: a report card", card_about(card), card_verdicts(card), pictures, card_tables(card), _surroundings(card))
 
 
 def save_card(
@@ -1114,7 +1109,7 @@ def save_comparison(
     "Write comparison.json, comparison.md, comparison.html, and the figure as SVG and PNG."
     directory, figure, tables = Path(directory), comparison_figure(comparison), comparison_tables(comparison)
     title = "Compared: " + ", ".join(card.name for card in comparison.cards)
-    about = [_COMPARED, *(text for card in comparison.cards for text in (_about(card)[0], _about_pictures(card), *_warnings(card)))]
+    about = [_COMPARED, *(text for card in comparison.cards for text in (card_about(card)[0], _about_pictures(card), *_warnings(card)))]
     caption = "Scores along the axes with intervals, and below them the differences from the first model with paired intervals. Broad grey line: the reference."
     for kind in ("svg", "png"):
         write_atomic(directory / "figures" / f"comparison.{kind}", _bytes(figure, kind))
