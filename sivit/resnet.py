@@ -20,7 +20,7 @@ from torchmetrics.aggregation import MeanMetric
 from torchvision.models.resnet import BasicBlock, conv1x1
 
 from .data import Batch, PictureDataset
-from .merge import GridAttention, cell_members
+from .merge import GridAttention, cell_members, deal_tokens
 from .patch import check_images
 from .task import TASKS, Classification, Task
 from .vit import MODELS, Features, Pretrained, Trainable
@@ -84,7 +84,7 @@ class GridAttentionPool(nn.Module):
         height, width = x.shape[-2:]
         cells = (height + 1) // 2, (width + 1) // 2
         members = cell_members((height, width), cells, device=x.device)
-        x = self.attention(rearrange(x, "b c h w -> b (h w) c"), members)
+        x = self.attention(deal_tokens(rearrange(x, "b c h w -> b (h w) c"), members))
         return rearrange(x, "b (h w) c -> b c h w", h=cells[0])
 
 # %% ../nbs/18_resnet.ipynb #7025fe29

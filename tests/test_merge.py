@@ -18,6 +18,7 @@ from sivit.merge import (
     cell_edges,
     cell_members,
     create_merger,
+    deal_tokens,
     list_mergers,
     merge_schedule,
     token_cells,
@@ -251,7 +252,7 @@ def test_repeated_tokens_are_a_padding_mask(padding):
         mean = torch.stack([cell[~gap].mean(0) for cell, gap in zip(dealt, empty, strict=True)])[:, None]
         key = attention.norm(dealt)
         expected = mean + theirs(attention.norm(mean), key, key, key_padding_mask=empty, need_weights=False)[0]
-        found = attention(x[None], cell_members(grid, cells, padding))
+        found = attention(deal_tokens(x[None], cell_members(grid, cells, padding)))
         torch.testing.assert_close(found[0], expected[:, 0])
 
 
@@ -305,7 +306,7 @@ def test_poisoned_padding_does_not_reach_the_result(monkeypatch, padding, grid):
     count = math.prod(map(max, grid, TARGET))
     members = cell_members(tuple(map(max, grid, TARGET)), masked.passes(grid)[0], padding)
     beyond = torch.full((2, 9, 8), torch.nan, dtype=torch.float64)
-    assert masked.attention(torch.cat([tokens(count), beyond], dim=1), members).isfinite().all()
+    assert masked.attention(deal_tokens(torch.cat([tokens(count), beyond], dim=1), members)).isfinite().all()
 
 
 @torch.no_grad()
