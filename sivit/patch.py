@@ -7,7 +7,6 @@ __all__ = ['STEMS', 'check_images', 'patch_grid', 'pad_to_patches', 'create_stem
            'HybridStem']
 
 # %% ../nbs/03_patch.ipynb #6e7ce4ce
-import math
 import numbers
 from itertools import pairwise
 
@@ -45,7 +44,7 @@ def patch_grid(
 ) -> tuple[int, int]:  # rows and columns of tokens
     "The token grid of a picture: sides that do not divide are rounded up to whole patches."
     height, width = size
-    return math.ceil(height / patch_size), math.ceil(width / patch_size)
+    return -(-height // patch_size), -(-width // patch_size)
 
 
 def pad_to_patches(
@@ -55,7 +54,9 @@ def pad_to_patches(
 ) -> Tensor:  # (b, c, H', W'), both sides multiples of `patch_size`, and the margin
     "Repeat the border on the right and at the bottom, up to the next whole patch; a size that divides is untouched."
     before, after = margin
-    right, bottom = (after + -side % patch_size for side in (images.shape[-1], images.shape[-2]))
+    height, width = images.shape[-2:]
+    rows, columns = patch_grid((height, width), patch_size)  # a remainder of a size would not compile in training
+    right, bottom = after + columns * patch_size - width, after + rows * patch_size - height
     if not torch.compiler.is_compiling() and not (before or right or bottom):
         return images  # nothing to copy; a program for many sizes must not depend on whether one divides
     return F.pad(images, (before, right, before, bottom), mode="replicate")
@@ -154,9 +155,11 @@ class PatchEmbed(nn.Module):
         if self._resizer is not None:
             resizer = self._resizer.to(kernel)
             kernel = resizer @ kernel @ resizer.mT
-        padded = pad_to_patches(images, self.patch_size)
-        tokens = F.conv2d(padded, kernel, self.projection.bias, stride=self.patch_size)
-        return rearrange(tokens, "b d h w -> b h w d")
+        padded, side = pad_to_patches(images, self.patch_size), self.patch_size
+        if torch.is_grad_enabled() and kernel.requires_grad:
+            return rearrange(F.conv2d(padded, kernel, self.projection.bias, stride=side), "b d h w -> b h w d")
+        patches = rearrange(padded, "b c (h p) (w q) -> b h w (c p q)", p=side, q=side)
+        return F.linear(patches, kernel.flatten(1), self.projection.bias)
 
 # %% ../nbs/03_patch.ipynb #a868cbe2
 class _ChannelNorm(nn.LayerNorm):

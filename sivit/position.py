@@ -57,6 +57,10 @@ class Position(nn.Module):
         "What is added to the logits, a function of the grid alone: `(heads, N, N)` with N = h·w, or None."
         return None
 
+    def offset_bias(self, grid: tuple[int, int], layer: int) -> Tensor | None:
+        "A bias that knows only how far apart two tokens are: `(2h-1, 2w-1, heads)`, a value per offset, or None."
+        return None
+
     def rotate(self, q: Tensor, k: Tensor, grid: tuple[int, int], layer: int) -> tuple[Tensor, Tensor]:
         "Queries and keys `(b, heads, N, e)` -> the same shapes, or both with as many channels more: only their products count."
         return q, k
@@ -76,7 +80,15 @@ class Position(nn.Module):
         "`bias` as attention needs it, zero for the `prefix` tokens without a place: `(heads, prefix + N, prefix + N)` or None."
         if type(self).bias is Position.bias:
             return None
-        key = (tuple(grid), layer if self.per_block else 0, prefix, dtype)
+        return self._make_or_keep(tuple(grid), layer if self.per_block else 0, prefix, dtype)
+
+    def logit_table(self, grid: tuple[int, int], layer: int, dtype: torch.dtype) -> Tensor | None:
+        "`offset_bias` as attention needs it: `(heads, 2h-1, 2w-1)` or None."
+        if type(self).offset_bias is Position.offset_bias:
+            return None
+        return self._make_or_keep(tuple(grid), layer if self.per_block else 0, None, dtype)
+
+    def _make_or_keep(self, *key) -> Tensor:
         if torch.compiler.is_compiling():
             return self._make_bias(*key)
         if torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters()):
@@ -84,9 +96,12 @@ class Position(nn.Module):
             return self._make_bias(*key)
         return self._biases.get(self, key)
 
-    def _make_bias(self, grid: tuple[int, int], layer: int, prefix: int, dtype: torch.dtype) -> Tensor:
+    def _make_bias(self, grid: tuple[int, int], layer: int, prefix: int | None, dtype: torch.dtype) -> Tensor:
+        "A bias per pair of tokens, or without a `prefix` per offset."
         device = next((t.device for t in (*self.parameters(), *self.buffers())), torch.device("cpu"))
         with torch.autocast(device.type, enabled=False):
+            if prefix is None:
+                return rearrange(self.offset_bias(grid, layer), "r c heads -> heads r c").to(dtype).contiguous()
             return F.pad(self.bias(grid, layer).to(dtype), (prefix, 0, prefix, 0))
 
     def train(self, mode: bool = True) -> "Position":

@@ -118,7 +118,7 @@ def create_optimiser(
         )
     groups = parameter_groups(model, config.weight_decay, config.learning_rate, config.layer_decay)
     minimum = config.minimum_rate / config.learning_rate
-    optimiser = torch.optim.AdamW(groups, lr=config.learning_rate)
+    optimiser = torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)
     return optimiser, LambdaLR(optimiser, lambda step: learning_rate_factor(step, steps, config.warmup, minimum))
 
 # %% ../nbs/11_recipe.ipynb #bb7cca4e

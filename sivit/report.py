@@ -373,8 +373,9 @@ def stage_project(
     folder.mkdir(parents=True)
     for name in settings:
         shutil.copy2(project / name, folder / name)
-    for name in ("nbs", "paper"):
-        shutil.copytree(project / name, folder / name, ignore=shutil.ignore_patterns(".*", "_*"))
+    for name in ("nbs", "paper", "benchmarks"):
+        if (project / name).is_dir():
+            shutil.copytree(project / name, folder / name, ignore=shutil.ignore_patterns(".*", "_*"))
     settings_text = (project / "settings.ini").read_text() if "settings.ini" in settings else ""
     library = re.search(r"(?m)^lib_path\s*=\s*(\S+)", settings_text)
     if library and (project / library[1]).is_dir():

@@ -326,8 +326,8 @@ class Trainable:
     "What a training loop may ask of a model with an `encoder` and a `config`."
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        "Compute what is inside blocks a second time in the backward pass, and do not keep it: less memory, more time."
-        self.encoder.grad_checkpointing = enable
+        "Compute what is inside blocks and the merger's passes again in the backward pass, not keep it: less memory, more time."
+        self.encoder.grad_checkpointing = self.encoder.merger.grad_checkpointing = enable
 
     def no_weight_decay(self) -> set[str]:
         "Names of the parameters that are no matrices to be kept small: tokens without a place, and positions."

@@ -3,9 +3,12 @@
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounter
+from torch._dynamo.utils import counters
 
 from sivit.merge import list_mergers
 from sivit.position import list_positions
+from sivit.task import create_task
+from sivit.train import TrainConfig, TrainingModel
 from sivit.vit import create_model
 
 SIZES = [(32, 32), (48, 48), (24, 64), (40, 36), (64, 24), (56, 80)]
@@ -48,6 +51,27 @@ def test_one_graph_per_number_of_passes():
             images = torch.randn(2, 3, *size)
             torch.testing.assert_close(fast(images), model(images), atol=1e-5, rtol=1e-4)
         assert counter.frame_count <= graphs, f"{counter.frame_count} graphs for {graphs} iteration counts, at {size}"
+
+
+TRAINED = [("vit_micro_patch4", name, "per_batch") for name in ("learned", "fuzzy", "lookhere", "rope_mixed")]
+TRAINED += [("vitar_micro_patch4", "fuzzy", schedule) for schedule in ("per_batch", "all")]
+
+
+@pytest.mark.parametrize("name, position, schedule", TRAINED)
+def test_training_compiles_nothing_after_its_first_round(name, position, schedule):
+    "As `train` does with `compile`; the backend traces the backward pass, too."
+    torch._dynamo.reset()
+    whole = TrainingModel(create_model(name, position=position, drop_path=0.1, **SMALL), create_task(TrainConfig()))
+    whole.train().compile(dynamic=True, backend="aot_eager")
+    rounds = [[(36,), (64,), (48,)] if schedule == "per_batch" else [(64, 48, 36)]] * 3
+    made = []
+    for sizes in rounds:
+        before = counters["stats"]["unique_graphs"]
+        for sides in sizes:
+            images = tuple(torch.randn(4, 3, side, side) for side in sides)
+            whole(images, torch.arange(4)).backward()
+        made.append(counters["stats"]["unique_graphs"] - before)
+    assert 1 <= made[0] <= 2 and made[1:] == [0, 0]
 
 
 @pytest.mark.parametrize("position", list_positions())

@@ -4,6 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 TOOLING = ["nbdev", "fastcore", "execnb", "IPython", "ipykernel", "jupytext", "papermill", "nbformat", "nbclient",
            "timm", "sklearn", "pypandoc", "typst", "pytest", "tabulate"]  # fmt: skip
@@ -44,6 +46,32 @@ def test_an_unknown_name_lists_the_known_ones():
 def test_importing_is_lazy():
     done = python("import sys, sivit; assert 'torch' not in sys.modules; print(sivit.__version__)")
     assert done.returncode == 0, done.stderr
+
+
+HEAVY = ["pandas", "matplotlib", "scipy", "sklearn", "torchmetrics", "accelerate", "joblib", "transformers", "timm",
+         "IPython"]  # fmt: skip
+LIGHT = ["create_model", "ViT", "list_models", "create_position", "create_merger", "from_timm", "from_torchvision",
+         "draw_scenes", "create_dataset"]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "names, heavy",
+    [
+        (["create_position", "create_merger", "draw_scenes"], [*HEAVY, "torchvision", "torch._dynamo"]),
+        (LIGHT, HEAVY),
+    ],
+)
+def test_what_a_model_does_not_need_is_not_imported(names, heavy):
+    used = f"import sys, sivit\nfor name in {names}: getattr(sivit, name)\n"
+    done = python(f"{used}print([name for name in {heavy} if name in sys.modules])", blocked=False)
+    assert done.stdout == "[]\n", done.stdout + done.stderr
+
+
+def test_the_help_of_these_commands_needs_no_pytorch():
+    for command in ("evaluate", "compare", "models", "report"):
+        said = f"import sys, sivit.cli\ntry: sivit.cli.main([{command!r}, '--help'])\n"
+        done = python(f"{said}finally: assert 'torch' not in sys.modules", blocked=False)
+        assert done.returncode == 0 and "usage" in done.stdout, done.stderr
 
 
 def test_one_version():
