@@ -227,7 +227,7 @@ def deal_tokens(
     return x.index_select(1, members.flatten()).unflatten(1, members.shape)  # a cheaper gradient than indexing has
 
 # %% ../nbs/07_merge.ipynb #f122f720
-PORTION_BYTES = 2**21  # of tokens that a pass takes at once on a processor
+PORTION_BYTES = 2**22  # of tokens that a pass takes at once on a processor
 
 
 @MERGERS.register("atm")
