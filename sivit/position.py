@@ -21,7 +21,7 @@ from .core import Registry
 # %% ../nbs/04_position.ipynb #f8c0e239
 POSITIONS = Registry("position encoding")
 
-
+# %% ../nbs/04_position.ipynb #8e771956
 class Position(nn.Module):
     "A position encoding: override the hooks it needs, the others do nothing."
 
@@ -80,21 +80,13 @@ class Position(nn.Module):
         "`bias` as attention needs it, zero for the `prefix` tokens without a place: `(heads, prefix + N, prefix + N)` or None."
         if type(self).bias is Position.bias:
             return None
-        return self._make_or_keep(tuple(grid), layer if self.per_block else 0, prefix, dtype)
+        return self._biases.get(self, (tuple(grid), layer if self.per_block else 0, prefix, dtype))
 
     def logit_table(self, grid: tuple[int, int], layer: int, dtype: torch.dtype) -> Tensor | None:
         "`offset_bias` as attention needs it: `(heads, 2h-1, 2w-1)` or None."
         if type(self).offset_bias is Position.offset_bias:
             return None
-        return self._make_or_keep(tuple(grid), layer if self.per_block else 0, None, dtype)
-
-    def _make_or_keep(self, *key) -> Tensor:
-        if torch.compiler.is_compiling():
-            return self._make_bias(*key)
-        if torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters()):
-            self._biases.clear()
-            return self._make_bias(*key)
-        return self._biases.get(self, key)
+        return self._biases.get(self, (tuple(grid), layer if self.per_block else 0, None, dtype))
 
     def _make_bias(self, grid: tuple[int, int], layer: int, prefix: int | None, dtype: torch.dtype) -> Tensor:
         "A bias per pair of tokens, or without a `prefix` per offset."
@@ -125,6 +117,11 @@ class _BiasCache:
         self.sources, self.versions, self.entries = [], [], {}
 
     def get(self, position: "Position", key: tuple) -> Tensor:
+        if torch.compiler.is_compiling():
+            return position._make_bias(*key)
+        if torch.is_grad_enabled() and any(p.requires_grad for p in position.parameters()):
+            self.clear()
+            return position._make_bias(*key)
         tensors = [tensor.detach() for tensor in (*position.parameters(), *position.buffers())]
         if any(type(tensor) is not Tensor or tensor.is_inference() for tensor in tensors):
             return position._make_bias(*key)  # such tensors have no address, or do not tell when they change
