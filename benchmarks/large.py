@@ -25,7 +25,7 @@ PROFILES = {  # sides in px of each model
     "cpu": (SIDES, SIDES[:4], SIDES[:4], (224, 448, 1120)),
     "gpu": (SIDES, SIDES[:5], SIDES, SIDES[:5]),
 }
-ROUNDS = {"quick": 2, "cpu": 5, "gpu": 20}
+ROUNDS = {"quick": 4, "cpu": 9, "gpu": 20}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,13 +62,14 @@ def measure(name: str, side: int, options: Options) -> dict:
     products = max(1, round(macs / SIDE**3))
     contestants = {"floor": lambda: [left @ right for _ in range(products)], "model": lambda: model(images)}
     times = race(contestants, device, ROUNDS[options.profile], warmup=1).set_index("name").loc["model"]
-    row = {"model": name, "size": side, "macs": macs, **times, "peak_bytes": peak_memory(model, side)}
-    if device == "cpu":
-        row["resident_bytes"] = in_fresh_process(resident_bytes, name, side, options.threads)
-    return row
+    return {"model": name, "size": side, "macs": macs, **times, "peak_bytes": peak_memory(model, side)}
 
 
 if __name__ == "__main__":
     options = bench.start(Options, __doc__)
-    jobs = [(name, side) for name, sides in zip(MODELS, PROFILES[options.profile], strict=True) for side in sides]
-    bench.keep([measure(*job, options) for job in jobs], options)
+    rows = []
+    for name, sides in zip(MODELS, PROFILES[options.profile], strict=True):
+        rows += [measure(name, side, options) for side in sides]
+        if sides and bench.device() == "cpu":
+            rows[-1]["resident_bytes"] = in_fresh_process(resident_bytes, name, sides[-1], options.threads)
+    bench.keep(rows, options)
