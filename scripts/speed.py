@@ -38,7 +38,6 @@ import pandas as pd
 from IPython.display import Markdown
 
 from sivit.core import PALETTE, figure_style, look
-from sivit.curve import log_axis
 from sivit.report import save_numbers
 from sivit.study import results_folder
 
@@ -85,7 +84,7 @@ numbers["provenance"] = f"profile {profile} · {record['device']}"
 # %%
 #| label: fig-speed
 #| fig-cap: "timm's time over ours, same architecture and weights, taking turns; right of the line this package is faster. Bars are 95 % bootstrap intervals of the median over rounds."
-works, precisions = ["forward", "training step"], list(dict.fromkeys(plain.precision))
+works, precisions = ["forward", "training step"], sorted(plain.precision.unique(), key=["fp32", "bf16 autocast", "bf16"].index)
 settings = plain.drop_duplicates(["model", "batch", "px"])[["model", "batch", "px"]].reset_index(drop=True)
 fig, axes = plt.subplots(1, 2, figsize=(7.0, 0.9 + 0.26 * max(3, len(settings))), sharey=True, sharex=True)
 for ax, work in zip(axes, works, strict=True):
@@ -96,7 +95,7 @@ for ax, work in zip(axes, works, strict=True):
     ax.axvline(1, color="black", lw=0.8, ls=":")
     ax.set(title=work, xlabel="times as fast as timm")
 axes[0].set_yticks(settings.index, [f"{row.model}, {row.batch} × {row.px} px" for row in settings.itertuples()], fontsize=8)
-axes[0].invert_yaxis()
+axes[0].set_ylim(len(settings) - 0.5, -0.5)
 fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8)
 plt.show()
 
@@ -171,7 +170,8 @@ styles = {name: look("atm" if name.startswith("vitar") else "none") for name in 
 for name, rows in large.groupby("model", sort=False):
     filled = "small" in name
     style = styles[name] | {"markerfacecolor": None if filled else "white", "linestyle": "-" if filled else "--"}
-    label = f"{'ViTAR' if name.startswith('vitar') else 'ViT in timm'}-{'S' if filled else 'B'}"
+    letter = "S" if filled else "B"
+    label = f"ViTAR-{letter}" if name.startswith("vitar") else f"ViT-{letter} in timm"
     axes[0].plot(rows["size"], rows.milliseconds / 1000, label=label, **style)
     axes[0].plot(rows["size"], rows.milliseconds * rows.speed / 1000, color=style["color"], lw=0.7, ls=style["linestyle"])
     axes[1].plot(rows["size"], rows.peak_bytes / 2**20, label=label, **style)
@@ -179,6 +179,7 @@ for ax, label in zip(axes, ("seconds", "MiB"), strict=True):
     ax.set(xscale="log", yscale="log", xlabel="side of the picture, px", ylabel=label)
     ax.set_xticks([224, 448, 896, 1792, 4032], [224, 448, 896, 1792, 4032])
     ax.minorticks_off()
+    ax.yaxis.set_major_formatter("{x:g}")
 axes[0].legend(fontsize=8)
 plt.show()
 
@@ -290,6 +291,9 @@ for ax, width in zip(axes[0], widths, strict=True):
     ax.set(xscale="log", yscale="log", xlabel="side of the picture, px", title=f"ViT-{width.capitalize()}")
     ax.set_xticks(sorted(memory.px.unique()), sorted(memory.px.unique()), fontsize=8)
     ax.minorticks_off()
+    bottom, top = ax.get_ylim()
+    ticks = [n for n in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000) if bottom <= n <= top]
+    ax.set_yticks(ticks, ticks)
 axes[0, 0].set_ylabel("MiB per picture")
 axes[0, 0].legend(fontsize=8)
 plt.show()
