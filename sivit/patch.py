@@ -156,7 +156,7 @@ class PatchEmbed(nn.Module):
             resizer = self._resizer.to(kernel)
             kernel = resizer @ kernel @ resizer.mT
         padded, side = pad_to_patches(images, self.patch_size), self.patch_size
-        if torch.is_grad_enabled() and kernel.requires_grad:
+        if torch.is_grad_enabled() and kernel.requires_grad and not torch.compiler.is_compiling():
             return rearrange(F.conv2d(padded, kernel, self.projection.bias, stride=side), "b d h w -> b h w d")
         patches = rearrange(padded, "b c (h p) (w q) -> b h w (c p q)", p=side, q=side)
         return F.linear(patches, kernel.flatten(1), self.projection.bias)

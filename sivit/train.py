@@ -278,7 +278,8 @@ def _build(config: TrainConfig, directory: Path | None, stop: threading.Event, s
     average = create_ema(model, config.ema) if config.ema else None
     whole = TrainingModel(model, task)
     if config.compile:
-        whole.compile(dynamic=True)
+        # inductor's own layout of convolutions ties the backward pass to the size that it first saw
+        whole.compile(dynamic=True, options={"layout_optimization": False})
     whole = accelerator.prepare_model(whole)
     parts = (task, dataset, model, whole, optimiser, scheduler, average, loader, validation)
     return _Run(config, directory, stop, accelerator, *parts, steps)
