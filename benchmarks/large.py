@@ -1,6 +1,6 @@
 """Large pictures: time against the floor of matrix products, and memory of tensors and of the process.
 
-The floor is as many products of two large matrices as have the operations of the model; `speed` is its time over the
+The floor is products of large matrices with as many operations as the model has; `speed` is its time over the
 model's, so 0.5 is a model that takes twice the floor. timm's plain ViT stands beside ours.
 """
 
@@ -25,7 +25,7 @@ PROFILES = {  # sides in px of each model
     "cpu": (SIDES, SIDES[:4], SIDES[:4], (224, 448, 1120)),
     "gpu": (SIDES, SIDES[:5], SIDES, SIDES[:5]),
 }
-ROUNDS = {"quick": 4, "cpu": 9, "gpu": 20}
+ROUNDS = {"quick": (4, 10), "cpu": (15, 60), "gpu": (20, 60)}  # of large pictures, and of small ones
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,9 +59,16 @@ def measure(name: str, side: int, options: Options) -> dict:
     device = bench.device()
     model, images = build(name, side).to(device), torch.rand(1, 3, side, side, device=device)
     macs, (left, right) = count_macs(model, side), torch.randn(2, SIDE, SIDE, device=device)
-    products = max(1, round(macs / SIDE**3))
-    contestants = {"floor": lambda: [left @ right for _ in range(products)], "model": lambda: model(images)}
-    times = race(contestants, device, ROUNDS[options.profile], warmup=1).set_index("name").loc["model"]
+    products, rest = divmod(round(macs / SIDE**2), SIDE)
+
+    def floor():
+        for _ in range(products):
+            left @ right
+        left[:rest] @ right
+
+    fewest, most = ROUNDS[options.profile]
+    rounds = min(max(fewest, round(2e11 / macs)), most)
+    times = race({"floor": floor, "model": lambda: model(images)}, device, rounds, warmup=1).set_index("name").loc["model"]
     return {"model": name, "size": side, "macs": macs, **times, "peak_bytes": peak_memory(model, side)}
 
 
