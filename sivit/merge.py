@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .core import Registry
-from .patch import in_portions
+from .patch import join_portions, portions
 
 # %% ../nbs/07_merge.ipynb #a31f05a0
 MERGERS = Registry("merger")
@@ -277,10 +277,19 @@ class AdaptiveTokenMerger(Merger):
         for cells in self.passes(x.shape[1:3]):
             members = cell_members(x.shape[1:3], cells, self.padding, self.masked, x.device)
             x = rearrange(x, "b h w d -> b (h w) d")
-            dealt = deal_tokens(x if self.masked else F.pad(x, (0, 0, 0, 1)), members)
-            fuse = partial(checkpoint, self._fuse, use_reentrant=False) if self.grad_checkpointing else self._fuse
-            x = rearrange(in_portions(fuse, dealt), "b (h w) d -> b h w d", h=cells[0])
+            x = self._pass(x if self.masked else F.pad(x, (0, 0, 0, 1)), members)
+            x = rearrange(x, "b (h w) d -> b h w d", h=cells[0])
         return x
+
+    def _pass(self, x: Tensor, members: Tensor) -> Tensor:
+        "(b, n, d) and (cells, slots) to (b, cells, d), a portion of the cells at a time."
+        if torch.is_grad_enabled():  # the gradient of dealing is made once
+            dealt = deal_tokens(x, members)
+            dealt = portions(dealt, 1, dealt[:, 0])
+        else:
+            dealt = (deal_tokens(x, some) for some in portions(members, 0, x[:, : members.shape[1]]))
+        fuse = partial(checkpoint, self._fuse, use_reentrant=False) if self.grad_checkpointing else self._fuse
+        return join_portions(map(fuse, dealt), members.shape[0])
 
     def _fuse(self, cells: Tensor) -> Tensor:
         "(b, c, k, d) to (b, c, d): grid attention and channel fusion."

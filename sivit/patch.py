@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['STEMS', 'PORTION_BYTES', 'check_images', 'patch_grid', 'pad_to_patches', 'create_stem', 'list_stems', 'resize_kernel',
-           'in_portions', 'PatchEmbed', 'HybridStem']
+           'portions', 'join_portions', 'PatchEmbed', 'HybridStem']
 
 # %% ../nbs/03_patch.ipynb #6e7ce4ce
 import numbers
-from collections.abc import Callable
+from collections.abc import Iterable
 from itertools import pairwise
 
 import torch
@@ -119,17 +119,32 @@ def resize_kernel(
 PORTION_BYTES = 2**22  # of what a processor takes at once
 
 
-def in_portions(
-    function: Callable[[Tensor], Tensor],  # treats entries of the second dimension alike, and each by itself
-    x: Tensor,  # (b, n, …)
+def portions(
+    x: Tensor,  # cut along `dim`
+    dim: int,
+    entry: Tensor,  # as large as what is treated at once for one entry
+) -> tuple[Tensor, ...]:
+    "As many entries at once as a processor's cache holds; all of them on an accelerator and in a compiled graph."
+    if x.device.type != "cpu" or torch.compiler.is_compiling():
+        return (x,)
+    return x.split(max(1, PORTION_BYTES // entry.nbytes), dim)
+
+
+def join_portions(
+    results: Iterable[Tensor],  # (b, k, …) each
+    n: int,  # the sum of all k
 ) -> Tensor:  # (b, n, …)
-    "The function of a tensor, of as many entries at once as a processor's cache holds; of all on an accelerator and in a compiled graph."
-    count = x.shape[1]
-    if x.device.type == "cpu" and not torch.compiler.is_compiling():
-        count = max(1, PORTION_BYTES // x[:, 0].nbytes)
-    if count >= x.shape[1]:
-        return function(x)
-    return torch.cat([function(portion) for portion in x.split(count, dim=1)], dim=1)
+    "Portions in a row; without gradients each is written to its place as it comes, and no second copy is held."
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        results = list(results)
+        return results[0] if len(results) == 1 else torch.cat(results, dim=1)
+    whole, start = None, 0
+    for result in results:
+        if result.shape[1] == n:
+            return result
+        whole = result.new_empty(len(result), n, *result.shape[2:]) if whole is None else whole
+        whole[:, start : (start := start + result.shape[1])] = result
+    return whole
 
 # %% ../nbs/03_patch.ipynb #1aac69a3
 @STEMS.register("patch")
@@ -181,7 +196,8 @@ class PatchEmbed(nn.Module):
             patches = rearrange(rows, "b h c p (w q) -> b h w (c p q)", q=side)
             return F.linear(patches, kernel.flatten(1), self.projection.bias)
 
-        return in_portions(project, rearrange(padded, "b c (h p) w -> b h c p w", p=side))
+        bands = rearrange(padded, "b c (h p) w -> b h c p w", p=side)
+        return join_portions(map(project, portions(bands, 1, bands[:, 0])), bands.shape[1])
 
 # %% ../nbs/03_patch.ipynb #a868cbe2
 class _ChannelNorm(nn.LayerNorm):

@@ -17,6 +17,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from .core import Registry
+from .patch import join_portions, portions
 
 # %% ../nbs/04_position.ipynb #f8c0e239
 POSITIONS = Registry("position encoding")
@@ -179,7 +180,7 @@ def resize_table(
     antialias: bool = False,  # low-pass first when the grid shrinks, as timm does
 ) -> Tensor:  # (h', w', d)
     "Resize a table of positions as a picture, by pixel centres (`align_corners=False`), computed in float32."
-    channels_first = rearrange(table.float(), "h w d -> 1 d h w")
+    channels_first = rearrange(table.float(), "h w d -> 1 d h w").contiguous()  # PyTorch is slow with one strided map
     resized = F.interpolate(channels_first, size=tuple(grid), mode=mode, align_corners=False, antialias=antialias)
     return rearrange(resized, "1 d h w -> h w d").to(table.dtype)
 
@@ -335,10 +336,11 @@ class LearnedFourierPosition(Position):
 # %% ../nbs/04_position.ipynb #6cbff69b
 def sample_table(
     table: Tensor,  # (h, w, d)
-    places: Tensor,  # (b, h', w', 2) rows and columns in tokens, on a grid of h'×w' tokens
-) -> Tensor:  # (b, h', w', d)
+    places: Tensor,  # (b, …, …, 2) rows and columns, in tokens
+    grid: tuple[int, int],  # (h', w') tokens over which the table is stretched
+) -> Tensor:  # (b, …, …, d)
     "Read a table of positions at fractional token coordinates: bilinear, by pixel centres, border repeated."
-    (b, h, w), (rows, columns) = places.shape[:3], places.unbind(-1)
+    b, (h, w), (rows, columns) = places.shape[0], grid, places.unbind(-1)
     normalised = torch.stack([(2 * columns + 1) / w - 1, (2 * rows + 1) / h - 1], dim=-1)  # grid_sample wants x, y
     source = rearrange(table.float(), "h w d -> 1 d h w").expand(b, -1, -1, -1)
     sampled = F.grid_sample(source, normalised, mode="bilinear", padding_mode="border", align_corners=False)
@@ -372,7 +374,9 @@ class FuzzyPositionalEncoding(Position):
         return exact + self.jitter * (2 * torch.rand(*x.shape[:3], 2, device=x.device) - 1)
 
     def embed(self, x: Tensor) -> Tensor:
-        return x + sample_table(self.table, self.places(x)).to(x.dtype)
+        grid, row = x.shape[1:3], x[:, 0]
+        rows = zip(portions(x, 1, row), portions(self.places(x), 1, row), strict=True)
+        return join_portions((part + sample_table(self.table, places, grid).to(x.dtype) for part, places in rows), grid[0])
 
 # %% ../nbs/04_position.ipynb #68c4f6d8
 class DepthwiseConvolution(nn.Conv2d):

@@ -88,7 +88,7 @@ def test_a_model_keeps_its_type():
 def test_interpolation_and_sampling_agree(grid):
     rows, columns = torch.meshgrid(*(torch.arange(n) for n in grid), indexing="ij")
     table, places = torch.randn(14, 14, 8), torch.stack([rows, columns], -1)[None].float()
-    torch.testing.assert_close(sample_table(table, places)[0], resize_table(table, grid, mode="bilinear"))
+    torch.testing.assert_close(sample_table(table, places, grid)[0], resize_table(table, grid, mode="bilinear"))
 
 
 @pytest.mark.parametrize("grid", [(14, 14), (7, 28), (20, 9), (1, 1)])
