@@ -51,7 +51,7 @@ from .cost import cost_table, count_macs
 from .curve import AXIS_LABELS, area_under_log_curve, bootstrap_statistic, log_axis, outputs, plot_curve, predict
 from .data import PictureDataset, ScenesDataset, as_size
 from .segment import Segmentation
-from .study import surroundings
+from .study import holm, surroundings
 from .subject import Subject, load_subject
 from .task import Classification, score
 
@@ -974,13 +974,6 @@ def _swap_test(a: Tensor, b: Tensor, swaps: int = 10_000) -> float:
     differences = (scores(b.sum(1) + swapped) - scores(a.sum(1) - swapped)).abs()
     return ((differences >= observed - 1e-12).sum().item() + 1) / (swaps + 1)
 
-
-def _holm(probabilities: Sequence[float]) -> np.ndarray:
-    "Probabilities corrected for their number."
-    p, order = np.asarray(probabilities), np.argsort(probabilities)
-    corrected = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
-    return np.minimum(corrected[np.argsort(order)], 1)
-
 # %% ../nbs/27_evaluate.ipynb #dffcfdb6
 @dataclasses.dataclass(frozen=True)
 class Comparison:
@@ -1031,7 +1024,7 @@ def _corrected(points: pd.DataFrame, card: Card) -> pd.DataFrame:
     start = points["axis"].map(card.reference_value) == points["value"]
     names = [*zip(points["axis"].mask(start, ""), points["value"].mask(start, 0), points["first"], points["second"], strict=True)]
     tests = dict(zip(names, points["p"], strict=True))
-    corrected = dict(zip(tests, _holm(list(tests.values())), strict=True))
+    corrected = dict(zip(tests, holm(list(tests.values())), strict=True))
     return points.assign(p_holm=[corrected[name] for name in names])
 
 
