@@ -26,7 +26,7 @@ from typing import Literal
 
 from .core import write_atomic
 from .typeset import QUARTO_SITE, Rendered, ReportError
-from .typeset import output_problems, read_notebook, read_yaml_file, reading_order, render_pandoc, tool
+from .typeset import output_problems, read_notebook, read_yaml_file, reading_order, render_pandoc, replace_folder, tool
 
 # %% ../nbs/29_report.ipynb #a4c6e02c
 def declared_parameters(
@@ -285,7 +285,7 @@ def render_quarto(
             kept = write_atomic(output / "quarto.log", log)
             raise ReportError("\n".join([*(problems or log.splitlines()[-8:]), f"{kept}: everything Quarto said"]))
         pdf = (site / paper).with_suffix(".pdf").read_bytes()
-        _replace_folder(site, output / "html")
+        replace_folder(site, output / "html")
     return Rendered(output / "html/index.html", write_atomic(output / "paper.pdf", pdf), name)
 
 # %% ../nbs/29_report.ipynb #4cefdfe7
@@ -327,19 +327,6 @@ def _run_nbdev(stage: Path, say: Callable[[str], None]) -> tuple[str, bool]:
         if process.poll() is None:
             process.terminate()
     return "".join(said), process.wait() != 0
-
-
-def _replace_folder(new: Path, old: Path):
-    "Put a finished folder where an older one is; the old one goes only when the new one is there."
-    waiting, gone = old.with_name(f".{old.name}.new"), old.with_name(f".{old.name}.old")
-    for leftover in (waiting, gone):
-        shutil.rmtree(leftover, ignore_errors=True)
-    old.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copytree(new, waiting)
-    if old.exists():
-        os.replace(old, gone)
-    os.replace(waiting, old)
-    shutil.rmtree(gone, ignore_errors=True)
 
 # %% ../nbs/29_report.ipynb #f5d5a814
 @dataclasses.dataclass(frozen=True)
@@ -499,8 +486,6 @@ def build_report(
     made = render_quarto(stage, output, say=say) if renderer == "quarto" else render_pandoc(stage, output)
     say(f"Built by {made.renderer} in {_clock(time.monotonic() - started)}.")
     say(f"  website  {made.page}\n  paper    {made.paper}")
-    if renderer == "pandoc":
-        say(f"  (one self-contained page; Quarto makes a website with search: {QUARTO_SITE})")
     return made
 
 # %% ../nbs/29_report.ipynb #17e516bd

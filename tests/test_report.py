@@ -1,4 +1,4 @@
-"""The report, end to end on a small project: experiments run, page and PDF come out, what is missing stops it."""
+"""The report, end to end on a small project: experiments run, website and PDF come out, what is missing stops it."""
 
 import dataclasses
 import html
@@ -21,6 +21,8 @@ project: {type: website, output-dir: _site}
 execute: {enabled: false}
 website:
   title: Small
+  repo-url: https://example.org/small/
+  repo-branch: trunk
   sidebar:
     contents:
       - nbs/index.ipynb
@@ -172,17 +174,22 @@ def staged(built, tmp_path):
     return Path(shutil.copytree(built[0] / ".build/report/quick/sources", tmp_path / "sources"))
 
 
-def words(page: Path) -> str:
-    "What a reader sees of a page, with plain spaces."
-    body = re.sub(r"(?s)<(style|script|head|annotation)\b.*?</\1>", "", page.read_text())
+def words(*pages: Path) -> str:
+    "What a reader sees of pages, with plain spaces."
+    body = re.sub(r"(?s)<(style|script|head|annotation)\b.*?</\1>", "", "\n".join(page.read_text() for page in pages))
     return re.sub(r"\s+", " ", html.unescape(re.sub(r"<[^>]+>", "", body)))
+
+
+def pages(built) -> list[Path]:
+    "The pages of the website."
+    return sorted(built[1].page.parent.glob("*.html"))
 
 
 # The whole way
 
 
-def test_page_resolves_everything(built):
-    shown = words(built[1].page)
+def test_pages_resolve_everything(built):
+    shown = words(*pages(built))
     for text in (
         "Figure 1 and Table 1 show Equation 1 of Section 2.1; the best is 12.30 ± 0.4 % (Knuth 1984, 3)",
         "The best is 12.30 ± 0.4 %.",
@@ -196,28 +203,79 @@ def test_page_resolves_everything(built):
         "# a number",
         "A claim.",
         "Built with pandoc",
-        "https://quarto.org/docs/get-started/",
     ):
         assert text in shown, text
     for text in ("#|", "{{<", "?@", "?meta", "secret", "default_exp", ":::", "skip_showdoc"):
         assert text not in shown, text
 
 
-def test_page_needs_no_other_file(built):
-    page = built[1].page.read_text()
-    assert [path.name for path in built[1].page.parent.iterdir()] == ["index.html"]
-    assert not re.search(r"<(?:img|script|link|iframe|source|object)\b[^>]*(?:src|href|data)=[\"'](?!data:|#)", page)
-    assert not re.search(r"url\((?![\"']?data:)|@import", page)
-    assert re.search(r"<img[^>]+src=\"data:image/(?:png|svg)", page) and "<math" in page
+def test_every_source_has_a_page_and_nothing_is_left_over(built):
+    folder = built[1].page.parent
+    names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    expected = {"index.html", "paper.html", "experiments-toy.html", "00_chapter.html", "paper.pdf"}
+    assert {name for name in names if not name.startswith("media/")} == expected | {"site.css", "site.js", "search.js"}
+    assert any(re.fullmatch(r"media/\w+\.(svg|png)", name) for name in names)
 
 
-def test_page_has_one_target_for_every_link(built):
-    page = built[1].page.read_text()
-    targets = re.findall(r'\sid="([^"]+)"', page)
-    assert len(targets) == len(set(targets))
-    links = set(re.findall(r'href="#([^"]+)"', page))
-    assert {"nbs-experiments-toy", "paper-index--fig-curve", "paper-index--sec-first"} <= links
-    assert links <= set(targets)
+def test_pages_load_only_what_lies_beside_them(built):
+    for page in pages(built):
+        text = page.read_text()
+        loaded = re.findall(r"<(?:img|script|link|iframe|source|object)\b[^>]*(?:src|href|data)=[\"']([^\"']+)", text)
+        assert {"site.css", "site.js"} <= set(loaded)
+        assert all(address == "data:," or (page.parent / address).is_file() for address in loaded)
+        assert not re.search(r"url\((?![\"']?data:)|@import", text)
+    assert "url(" not in (built[1].page.parent / "site.css").read_text()
+    assert "<math" in (built[1].page.parent / "paper.html").read_text()
+
+
+def test_links_lead_to_pages_and_sections(built):
+    folder = built[1].page.parent
+    paper, chapter = ((folder / name).read_text() for name in ("paper.html", "00_chapter.html"))
+    links = set(re.findall(r'href="([^"]+)"', paper))
+    assert {"experiments-toy.html", "00_chapter.html", "#fig-curve", "#sec-second"} <= links
+    assert 'id="fig-curve"' in paper and 'href="paper.html#sec-first"' in chapter and 'id="sec-first"' in paper
+
+
+def test_page_says_where_it_is_and_where_it_comes_from(built):
+    toy = (built[1].page.parent / "experiments-toy.html").read_text()
+    assert 'href="experiments-toy.html" aria-current="page"' in toy and toy.count('aria-current="page"') == 1
+    assert 'rel="prev" href="paper.html"' in toy and 'rel="next" href="00_chapter.html"' in toy
+    assert 'href="https://example.org/small/blob/trunk/nbs/experiments/toy.ipynb">Source<' in toy
+    assert toy.count('href="paper.pdf"') == 1
+    assert (built[1].page.parent / "paper.html").read_text().count('href="paper.pdf"') == 2
+
+
+def test_search_knows_every_section(built):
+    text = (built[1].page.parent / "search.js").read_text()
+    entries = json.loads(text.removeprefix("window.searchIndex = ").removesuffix(";\n"))
+    found = {entry["address"]: entry for entry in entries}
+    assert found["paper.html#sec-second"]["heading"] == "2.1 Within" and "00_chapter.html#once-more" in found
+    assert "def exported" in found["00_chapter.html"]["text"] and "secret" not in text
+    assert found["experiments-toy.html"]["title"] == "A toy question"
+
+
+def test_interactive_output_stays_as_it_is_and_leaves_a_line_in_the_pdf(built, staged, tmp_path):
+    html = '<table id="game"></table>\n<script>document.getElementById("game").title = "a < b && c";</script>'
+    toy = staged / "nbs/experiments/toy.ipynb"
+    notebook = json.loads(toy.read_text())
+    shown = {"output_type": "display_data", "metadata": {}, "data": {"text/html": html, "text/plain": "<HTML>"}}
+    cell = {"cell_type": "code", "id": "play", "metadata": {}, "source": "play()", "outputs": [shown]}
+    toy.write_text(json.dumps({**notebook, "cells": [*notebook["cells"], cell | {"execution_count": 1}]}))
+    embedding = PAPER.replace("## Second", "{{< embed ../nbs/experiments/toy.ipynb#play >}}\n\n## Second", 1)
+    (staged / "paper/index.qmd").write_text(embedding)
+    made = typeset.render_pandoc(staged, tmp_path / "out")
+    assert all(html in (made.page.parent / name).read_text() for name in ("paper.html", "experiments-toy.html"))
+    page = typeset.read_page(staged, "paper/index.qmd", tmp_path / "media")
+    source = typeset.typst_source(page, "a renderer", staged / "paper/layout")
+    assert "This part is interactive; it is on the website" in source and "<script" not in source
+
+
+def test_two_sources_of_one_name_stop_the_build(staged, tmp_path):
+    write_notebook(staged / "nbs/experiments-toy.ipynb", ["# The same name"])
+    listed = QUARTO_YML.replace("[nbs/00_chapter.ipynb]", "[nbs/00_chapter.ipynb, nbs/experiments-toy.ipynb]")
+    (staged / "_quarto.yml").write_text(listed)
+    with pytest.raises(ReportError, match=r"nbs/experiments-toy\.ipynb: another page is called experiments-toy\.html"):
+        typeset.render_pandoc(staged, tmp_path / "out")
 
 
 def test_pdf_has_pages(built):
@@ -329,7 +387,7 @@ def test_all_faults_are_told_at_once(staged, tmp_path):
 
 def test_failed_experiment_is_named_and_nothing_is_replaced(built, tmp_path):
     project = Path(shutil.copytree(built[0], tmp_path / "project"))
-    page = project / ".build/report/quick/html/index.html"
+    page = project / ".build/report/quick/html/paper.html"
     before = page.read_bytes()
     fails = "#| label: fig-curve\nraise RuntimeError('no curve today')"
     write_notebook(project / "nbs/experiments/toy.ipynb", [*TOY[:2], fails, "#| label: tbl-rows\n1"])
@@ -355,7 +413,7 @@ def test_committed_pages_render_without_running(built, tmp_path):
     shutil.copy(sources / "nbs/experiments/toy.ipynb", project / "nbs/experiments/toy.ipynb")
     report.save_numbers("toy", {"best": "77 %"}, project / "paper/results")
     made = build_report(ReportConfig(project=str(project), renderer="pandoc", skip_experiments=True), io.StringIO())
-    assert "the best is 77 %" in words(made.page) and made.paper.stat().st_size > 5_000
+    assert "the best is 77 %" in words(made.page.parent / "paper.html") and made.paper.stat().st_size > 5_000
 
 
 def test_kernel_that_dies_is_reported(tmp_path):

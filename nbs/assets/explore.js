@@ -4,11 +4,11 @@
   const choice = Object.fromEntries(["position", "merger", "schedule", "axis"].map((name) => [name, find(`select[name=${name}]`)]));
   const slider = find("input"), factors = [choice.position, choice.merger, choice.schedule];
   const AXES = {
-    resolution: { name: "the resolution", slider: "Side of the test picture", text: (v) => `${v} px`, seen: (sizes) => sizes, at: 24 },
-    object_scale: { name: "the size of the object", slider: "Size of the object", text: (v) => `${number(v)} ×`, seen: () => [1], at: 1 },
-    canvas: { name: "the canvas round the object", slider: "Side of the canvas", text: (v) => `${number(v)} ×`, seen: () => [1], at: 1 },
+    resolution: { name: "resolution", slider: "Side of the test picture", text: (v) => `${v} px`, seen: (sizes) => sizes, at: 24 },
+    object_scale: { name: "object scale", slider: "Size of the object", text: (v) => `${number(v)} ×`, seen: () => [1], at: 1 },
+    canvas: { name: "canvas", slider: "Side of the canvas", text: (v) => `${number(v)} ×`, seen: () => [1], at: 1 },
   };
-  const SCHEDULES = { single: "one size", per_batch: "one size per batch", all: "all sizes at once" };
+  const SCHEDULES = { single: "One size", per_batch: "One size per batch", all: "Every batch at all sizes, whose answers must agree" };
   const number = (v) => String(Math.round(v * 100) / 100);
   const percent = (v) => `${(100 * v).toFixed(0)} %`;
   const seeds = (n) => `${n} seed${n === 1 ? "" : "s"}`;
@@ -63,8 +63,10 @@
   // The picture, and on it the borders of patches or of cells, in units of tokens.
   function panel(place, caption, draw) {
     const side = place.tokens * 4, picture = node("svg", { viewBox: `0 0 ${side} ${side}`, role: "img", "aria-label": caption });
-    picture.append(node("image", { href: place.picture, width: place.side, height: place.side, preserveAspectRatio: "none" }));
+    picture.append(node("image", { href: place.picture, width: side, height: side, preserveAspectRatio: "none" }));
     draw(picture, side);
+    if (place.side < side)
+      picture.append(node("path", { d: `M${place.side} 0V${place.side}H0`, fill: "none", stroke: "#fff", "stroke-width": 2, "stroke-dasharray": "2 3", "vector-effect": "non-scaling-stroke" }));
     return node("figure", {}, picture, node("figcaption", {}, caption));
   }
 
@@ -87,7 +89,7 @@
 
   function panels(place) {
     const n = place.tokens, colour = data.mergers[choice.merger.value].color, white = { stroke: "#fff", "stroke-opacity": 0.55, "stroke-width": 1 };
-    const every = Array.from({ length: n + 1 }, (_, i) => i), overhang = n * 4 > place.side ? ", the last row and column padded" : "";
+    const every = Array.from({ length: n + 1 }, (_, i) => i), overhang = n * 4 > place.side ? `; beyond the dots, the border of the ${place.side} px is repeated` : "";
     const shown = [panel(place, `${n} × ${n} patches of 4 px${overhang}`, (picture, side) => grid(picture, side, every, white))];
     const bold = { stroke: "#fff", "stroke-width": 2 };
     if (choice.merger.value === "atm") {
@@ -101,9 +103,9 @@
         from = to;
       });
     } else if (choice.merger.value !== "none") {
-      const first = choice.merger.value === "convpool" ? "After two convolutions: " : "";
+      const first = choice.merger.value === "convpool" ? "After two convolutions, the" : "The";
       const overlap = n % data.grid ? "; tokens in two regions count in both" : "";
-      shown.push(panel(place, `${first}the mean of each of ${data.grid} × ${data.grid} regions${overlap}`, (picture) => {
+      shown.push(panel(place, `${first} mean of each of ${data.grid} × ${data.grid} regions${overlap}`, (picture) => {
         for (const [top, bottom] of data.cells[n].regions) for (const [left, right] of data.cells[n].regions)
           picture.append(node("rect", {
             x: 4 * left, y: 4 * top, width: 4 * (right - left), height: 4 * (bottom - top), fill: "#fff", "fill-opacity": 0.16,
@@ -125,16 +127,19 @@
     const svg = node("svg", { viewBox: `0 0 ${width} ${height}`, height, role: "img", "aria-label": `Accuracy of ${key().replaceAll("|", ", ")} along ${axis.name}` });
     const line = (x1, y1, x2, y2, more) => svg.append(node("line", { x1, y1, x2, y2, stroke: "currentColor", ...more }));
     const path = (xs, ys) => xs.map((v, i) => `${i ? "L" : "M"}${x(v).toFixed(1)} ${y(ys[i]).toFixed(1)}`).join("");
-    for (const seen of axis.seen(data.schedules[choice.schedule.value])) line(x(seen), top, x(seen), height - bottom, { class: "seen", "stroke-width": 9, "stroke-opacity": 0.13 });
+    const seen = axis.seen(data.schedules[choice.schedule.value]);
+    for (const value of seen) line(x(value), top, x(value), height - bottom, { class: "seen", "stroke-width": 9, "stroke-opacity": 0.13 });
     for (const share of [0, 0.25, 0.5, 0.75, 1]) {
       line(left, y(share), width - right, y(share), { "stroke-opacity": share ? 0.15 : 0.6 });
       svg.append(node("text", { x: left - 7, y: y(share) + 4, "text-anchor": "end" }, percent(share)));
     }
     line(left, y(data.chance), width - right, y(data.chance), { "stroke-opacity": 0.6, "stroke-dasharray": "2 4" });
-    let taken = -Infinity;
-    for (const value of drawn.value) {
+    const named = [];
+    for (const value of new Set([...seen, ...drawn.value])) {
       line(x(value), height - bottom, x(value), height - bottom + 4, { "stroke-opacity": 0.6 });
-      if (x(value) - taken > 24) svg.append(node("text", { x: (taken = x(value)), y: height - bottom + 17, "text-anchor": "middle" }, number(value)));
+      if (named.some((other) => Math.abs(x(other) - x(value)) < 26)) continue;
+      named.push(value);
+      svg.append(node("text", { x: x(value), y: height - bottom + 17, "text-anchor": "middle" }, number(value)));
     }
     svg.append(node("text", { x: (left + width - right) / 2, y: height - 4, "text-anchor": "middle" }, `${axis.slider}${choice.axis.value === "resolution" ? ", px" : ", relative to its own"}`));
     if (plain && key() !== data.plain) svg.append(node("path", { class: "plain", d: path(plain.value, plain.mean), fill: "none", stroke: "currentColor", "stroke-opacity": 0.5, "stroke-width": 2, "stroke-dasharray": "6 3" }));
@@ -168,7 +173,7 @@
     row("th", [AXES[choice.axis.value].slider, "right", "worst seed", "best seed", ...(plain ? ["plain ViT"] : [])]);
     const exact = (v) => (v === undefined ? "–" : `${(100 * v).toFixed(1)} %`);
     drawn.value.forEach((value, i) => row("td", [AXES[choice.axis.value].text(value), exact(drawn.mean[i]), exact(drawn.min[i]), exact(drawn.max[i]), ...(plain ? [exact(plain.mean[plain.value.indexOf(value)])] : [])]));
-    return table;
+    return [table, node("p", {}, `Each seed is judged on ${data.count} scenes. From ${data.curves[key()].runs.map((run) => `runs/${run}.json`).join(", ")}.`)];
   }
 
   function show() {
@@ -183,10 +188,11 @@
 
   function choose() {
     offer();
-    const about = [[choice.position.value, data.positions[choice.position.value]], [choice.merger.value, data.mergers[choice.merger.value].about]];
-    find(".about").replaceChildren(...about.flatMap(([name, text]) => [node("strong", {}, name), `: ${text} `]));
+    const { position, merger, schedule } = choice, sizes = data.schedules[schedule.value].join(", ");
+    const about = [[position, data.positions[position.value]], [merger, data.mergers[merger.value].about], [schedule, `${SCHEDULES[schedule.value]}: ${sizes} px.`]];
+    find(".about").replaceChildren(...about.map(([select, text]) => node("div", {}, node("strong", {}, select.value), ` ${text}`)));
     find(".legend").replaceChildren(...legend());
-    find(".numbers").replaceChildren(numbers());
+    find(".numbers").replaceChildren(...numbers());
     show();
   }
 
@@ -209,7 +215,7 @@
   }));
   fill(choice.position, Object.keys(data.positions), (name) => name);
   fill(choice.merger, Object.keys(data.mergers), (name) => name);
-  fill(choice.schedule, Object.keys(data.schedules), (name) => `${name} – ${SCHEDULES[name]}: ${data.schedules[name].join(", ")} px`);
+  fill(choice.schedule, Object.keys(data.schedules), (name) => name);
   fill(choice.axis, Object.keys(AXES), (name) => AXES[name].name);
   const begin = ["rope_axial|atm|all", "none|atm|all"].find((name) => data.curves[name]) ?? Object.keys(data.curves)[0];
   begin.split("|").forEach((name, i) => (factors[i].value = name));
