@@ -40,5 +40,6 @@ def keep(rows: list[dict], options: Options, **facts) -> None:
     "Print the rows as a table, and write them with what they were measured on."
     print(pd.DataFrame(rows).to_markdown(index=False, floatfmt=".4g"))
     if options.out:
-        record = {"profile": options.profile, "threads": options.threads, **facts, "rows": rows, **surroundings(None, "timm")}
+        record = {"profile": options.profile, "threads": options.threads, **facts, "rows": rows}
+        record |= surroundings(None, "timm")
         write_atomic(options.out, json.dumps(record, indent=1) + "\n")

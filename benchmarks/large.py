@@ -68,8 +68,8 @@ def measure(name: str, side: int, options: Options) -> dict:
 
     fewest, most = ROUNDS[options.profile]
     rounds = min(max(fewest, round(2e11 / macs)), most)
-    times = race({"floor": floor, "model": lambda: model(images)}, device, rounds, warmup=1).set_index("name").loc["model"]
-    return {"model": name, "size": side, "macs": macs, **times, "peak_bytes": peak_memory(model, side)}
+    times = race({"floor": floor, "model": lambda: model(images)}, device, rounds, warmup=1).set_index("name")
+    return {"model": name, "size": side, "macs": macs, **times.loc["model"], "peak_bytes": peak_memory(model, side)}
 
 
 if __name__ == "__main__":
