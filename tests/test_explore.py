@@ -3,7 +3,6 @@
 import csv
 import json
 import re
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -29,20 +28,8 @@ def data_of(name):
     return json.loads(re.search(r'<script type="application/json"[^>]*>(.*?)</script>', shown(name), re.DOTALL)[1])
 
 
-@pytest.fixture(scope="module")
-def chromium():
-    playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install playwright")
-    program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if program is None:
-        pytest.skip("no Chromium on the path")
-    with playwright.sync_playwright() as started:
-        browser = started.chromium.launch(executable_path=program, args=["--no-sandbox"])
-        yield browser
-        browser.close()
-
-
 @pytest.fixture
-def visit(chromium, tmp_path):
+def visit(browser, tmp_path):
     "Open a page; an error that it reports, or a request that it makes, fails the test."
     faults, pages = [], []
 
@@ -50,7 +37,7 @@ def visit(chromium, tmp_path):
         file = tmp_path / f"{name}.html"
         head = f"<!doctype html><html lang=en><meta charset=utf-8><style>body {{ {THEMES[theme]} }}</style>"
         file.write_text(f"{head}<body>{change(shown(name))}")
-        page = chromium.new_page(viewport={"width": width, "height": 900})
+        page = browser.new_page(viewport={"width": width, "height": 900})
         page.set_default_timeout(5000)
         page.on("console", lambda said: faults.append(said.text) if said.type in ("error", "warning") else None)
         page.on("pageerror", lambda error: faults.append(str(error)))

@@ -3,7 +3,6 @@
 import io
 import json
 import re
-import shutil
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -14,9 +13,6 @@ from sivit.typeset import reading_order
 
 ROOT = Path(__file__).resolve().parents[1]
 WIDE, NARROW = {"width": 1400, "height": 900}, {"width": 390, "height": 844}
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on the PATH")
-playwright = pytest.importorskip("playwright.sync_api", reason="pip install -e '.[dev]' brings playwright")
 
 FACTS = """() => ({
   width: document.documentElement.scrollWidth,
@@ -36,13 +32,7 @@ def site(tmp_path_factory) -> Path:
     return build_report(config, io.StringIO()).page.parent
 
 
-@pytest.fixture(scope="session")
-def browser():
-    with playwright.sync_playwright() as driver:
-        yield driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-
-
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def visited(site, browser) -> dict[str, dict]:
     "What the browser found on each page: errors, requests, links, names, and its width in a narrow window."
     context = browser.new_context(viewport=NARROW)
