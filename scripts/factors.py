@@ -21,7 +21,7 @@ encodings = ""  # names separated by spaces, or "all"; "": those of the profile
 # %% tags=["injected-parameters"]
 # Parameters
 profile = "cpu"
-encodings = "learned lookhere fuzzy alibi"
+encodings = "learned lookhere fuzzy alibi rope_axial"
 
 
 # %% [markdown]
