@@ -121,7 +121,7 @@ PORTION_BYTES = 2**22  # of what a processor takes at once
 
 def portions(
     x: Tensor,  # cut along `dim`
-    dim: int,
+    dim: int,  # 0 or 1
     entry: Tensor,  # as large as what is treated at once for one entry
 ) -> tuple[Tensor, ...]:
     "As many entries at once as a processor's cache holds; all of them on an accelerator and in a compiled graph."
@@ -190,7 +190,6 @@ class PatchEmbed(nn.Module):
         padded, side = pad_to_patches(images, self.patch_size), self.patch_size
         if torch.is_grad_enabled() and kernel.requires_grad and not torch.compiler.is_compiling():
             return rearrange(F.conv2d(padded, kernel, self.projection.bias, stride=side), "b d h w -> b h w d")
-
 
         def project(rows: Tensor) -> Tensor:
             patches = rearrange(rows, "b h c p (w q) -> b h w (c p q)", q=side)
