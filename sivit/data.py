@@ -238,8 +238,8 @@ def as_size(
     return int(pair[0]), int(pair[1])
 
 # %% ../nbs/02_data.ipynb #60a497fa
-class PictureDataset(Dataset):
-    "Labelled pictures that can be seen at any size; a subclass says how in `show`."
+class _PictureSet(Dataset):
+    "What a set of labelled pictures knows of itself."
 
     device = None  # where pictures are drawn; None: read into memory
     errors = "raise"  # what a broken picture does: "raise" or "skip"
@@ -268,10 +268,6 @@ class PictureDataset(Dataset):
         "How a picture gets its size in an evaluation, in words."
         return f"resized {self.interpolation}, crop ratio {self.crop_ratio}"
 
-    def at(self, **axes: float) -> "PictureDataset":
-        "The same pictures at another object scale, or on another canvas; refused where `MovableDataset` does not say how."
-        raise ValueError(f"Of {self.name} only the resolution can change, not {' and '.join(axes)}; take scenes, or pictures with just a label.")
-
     def with_view(self, **changes) -> "PictureDataset":
         "The same pictures with other settings of the view."
         other = copy.copy(self)
@@ -282,6 +278,22 @@ class PictureDataset(Dataset):
     def describe(self, index: int) -> str:
         "What to look for to find a picture again."
         return f"{self.name}[{index}]"
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __repr__(self) -> str:
+        counts = f"{len(self):,} pictures, {len(self.classes)} classes, {self.channels} channel(s)"
+        broken = f"; {len(self.skipped)} broken ones skipped" if self.skipped else ""
+        return f"{self.name}: {counts}; {self.preprocessing}{broken}"
+
+# %% ../nbs/02_data.ipynb #37a56d67
+class PictureDataset(_PictureSet):
+    "Labelled pictures that can be seen at any size; a subclass says how in `show`."
+
+    def at(self, **axes: float) -> "PictureDataset":
+        "The same pictures at another object scale, or on another canvas; refused where `MovableDataset` does not say how."
+        raise ValueError(f"Of {self.name} only the resolution can change, not {' and '.join(axes)}; take scenes, or pictures with just a label.")
 
     def read(self, index: int):
         "What `show` needs of a picture: here, its index."
@@ -309,14 +321,6 @@ class PictureDataset(Dataset):
     def __getitems__(self, keys: Sequence[tuple]) -> Batch:
         "A batch for keys `(index, sizes, seed)`, as the loader asks for it."
         return _batch(self, *zip(*keys, strict=True))
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __repr__(self) -> str:
-        counts = f"{len(self):,} pictures, {len(self.classes)} classes, {self.channels} channel(s)"
-        broken = f"; {len(self.skipped)} broken ones skipped" if self.skipped else ""
-        return f"{self.name}: {counts}; {self.preprocessing}{broken}"
 
 # %% ../nbs/02_data.ipynb #11f2be59
 def _batch(dataset: PictureDataset, indices: tuple, sizes: tuple, seeds: tuple) -> Batch:
@@ -464,7 +468,7 @@ def create_dataset(
     dataset.errors = errors
     return dataset.with_view(**{key: options[key] for key in look if key in options})
 
-
+# %% ../nbs/02_data.ipynb #1b97002f
 def take(
     dataset: PictureDataset,  # of any kind
     count: int,  # pictures
@@ -510,7 +514,52 @@ def stratified_split(
         chosen.append(members[:cut] if split == "train" else members[cut:])
     return np.sort(np.concatenate(chosen))
 
+# %% ../nbs/02_data.ipynb #554263cb
+def _draw_epoch(count: int, seed: int, epoch: int) -> tuple[Tensor, list[int]]:
+    "The order of an epoch, and a seed for the augmentation of each picture."
+    entropy = np.random.SeedSequence((seed, epoch)).generate_state(1, np.uint64)
+    generator = torch.Generator().manual_seed(int(entropy[0]))
+    return torch.randperm(count, generator=generator), torch.randint(2**62, (count,), generator=generator).tolist()
+
+
+def _in_order(count: int) -> tuple[Tensor, list[None]]:
+    "All pictures as they lie, for an evaluation."
+    return torch.arange(count), [None] * count
+
+# %% ../nbs/02_data.ipynb #6286958b
+def _step_sizes(sizes: Callable[[int], tuple], step: int) -> tuple[tuple[int, int], ...]:
+    "What a schedule says for a step, checked."
+    given = sizes(step)
+    if not isinstance(given, tuple | list) or not given:
+        raise ValueError(f"sizes({step}) gave {given!r}; it must give a tuple of sizes: (32,), or (32, (24, 48)).")
+    return tuple(map(as_size, given))
+
+
+def _step_batch(batch_size: Callable[[int], int], step: int, ranks: int) -> int:
+    "The batch size of a step, checked."
+    size = batch_size(step)
+    if not isinstance(size, Integral) or size < 1 or size % ranks:
+        raise ValueError(f"The batch size of step {step} is {size!r}; it must be a positive number, and the {ranks} "
+                         "process(es) must get equal parts of it.")
+    return int(size)
+
 # %% ../nbs/02_data.ipynb #8cc129c8
+def _spans(sampler: "EpochSampler", first: int) -> Iterator[tuple[int, int, int]]:
+    "Step, start and end of every batch in an epoch that begins with step `first`."
+    start = 0
+    for step in itertools.count(first):
+        if start >= sampler.count:
+            return
+        size = _step_batch(sampler.batch_size, step, sampler.ranks)
+        if sampler.train and start + size > sampler.count:
+            if start == 0:
+                raise ValueError(f"{sampler.count} pictures are too few for one training batch of {size}; "
+                                 "take smaller batches.")
+            return
+        yield step, start, min(start + size, sampler.count)
+        start += size
+
+# %% ../nbs/02_data.ipynb #ba8335e0
 class EpochSampler(Sampler):
     "Batches of keys `(index, sizes, seed)`; a pure function of seed, epoch and rank."
 
@@ -535,7 +584,7 @@ class EpochSampler(Sampler):
         "Steps in the first `epochs` epochs."
         while len(self._first_steps) <= epochs:
             first = self._first_steps[-1]
-            self._first_steps.append(first + sum(1 for _ in self._spans(first)))
+            self._first_steps.append(first + sum(1 for _ in _spans(self, first)))
         return self._first_steps[epochs]
 
     def set_epoch(self, epoch: int, skip: int = 0) -> None:
@@ -549,12 +598,7 @@ class EpochSampler(Sampler):
         return sum(stop - start > self.rank for _, start, stop in self._rest())
 
     def __iter__(self) -> Iterator[list[tuple]]:
-        order, seeds = torch.arange(self.count), [None] * self.count
-        if self.train:
-            entropy = np.random.SeedSequence((self.seed, self.epoch)).generate_state(1, np.uint64)
-            generator = torch.Generator().manual_seed(int(entropy[0]))
-            order = torch.randperm(self.count, generator=generator)
-            seeds = torch.randint(2**62, (self.count,), generator=generator).tolist()
+        order, seeds = _draw_epoch(self.count, self.seed, self.epoch) if self.train else _in_order(self.count)
         for step, start, stop in self._rest():
             sizes = _step_sizes(self.sizes, step)
             part = order[start:stop].tensor_split(self.ranks)[self.rank].tolist()
@@ -563,41 +607,9 @@ class EpochSampler(Sampler):
 
     def _rest(self) -> Iterator[tuple[int, int, int]]:
         "What is left of the epoch."
-        return itertools.islice(self._spans(self.steps(self.epoch)), self.skip, None)
+        return itertools.islice(_spans(self, self.steps(self.epoch)), self.skip, None)
 
-    def _spans(self, first: int) -> Iterator[tuple[int, int, int]]:
-        "Step, start and end of every batch in an epoch that begins with step `first`."
-        start = 0
-        for step in itertools.count(first):
-            if start >= self.count:
-                return
-            size = _step_batch(self.batch_size, step, self.ranks)
-            if self.train and start + size > self.count:
-                if start == 0:
-                    raise ValueError(f"{self.count} pictures are too few for one training batch of {size}; "
-                                     "take smaller batches.")
-                return
-            yield step, start, min(start + size, self.count)
-            start += size
-
-# %% ../nbs/02_data.ipynb #ba8335e0
-def _step_sizes(sizes: Callable[[int], tuple], step: int) -> tuple[tuple[int, int], ...]:
-    "What a schedule says for a step, checked."
-    given = sizes(step)
-    if not isinstance(given, tuple | list) or not given:
-        raise ValueError(f"sizes({step}) gave {given!r}; it must give a tuple of sizes: (32,), or (32, (24, 48)).")
-    return tuple(map(as_size, given))
-
-
-def _step_batch(batch_size: Callable[[int], int], step: int, ranks: int) -> int:
-    "The batch size of a step, checked."
-    size = batch_size(step)
-    if not isinstance(size, Integral) or size < 1 or size % ranks:
-        raise ValueError(f"The batch size of step {step} is {size!r}; it must be a positive number, and the {ranks} "
-                         "process(es) must get equal parts of it.")
-    return int(size)
-
-
+# %% ../nbs/02_data.ipynb #83e90bcc
 class _Constant(NamedTuple):
     "A schedule that never changes."
 
@@ -839,6 +851,16 @@ def _kept(size: tuple[int, int], *world) -> dict[int, Tensor]:
     "The scenes of a world that were drawn at a size, by index."
     return {}
 
+
+def _drawn_or_kept(dataset: "ScenesDataset", indices: Sequence[int], size: tuple[int, int]) -> Tensor:
+    "Scenes of a size, kept from before where they may be."
+    if dataset.device is not None or 12 * len(dataset) * math.prod(size) * dataset.canvas**2 > KEPT_BYTES:
+        return dataset.scenes(indices, size).image
+    kept = _kept(size, dataset.config, dataset.seed, dataset.object_scale, dataset.canvas)
+    if missing := [index for index in indices if index not in kept]:
+        kept.update(zip(missing, dataset.scenes(missing, size).image, strict=True))
+    return torch.stack([kept[index] for index in indices])
+
 # %% ../nbs/02_data.ipynb #65bed161
 class ScenesDataset(MovableDataset):
     "Scenes, each drawn at the very size that is asked for."
@@ -883,16 +905,7 @@ class ScenesDataset(MovableDataset):
         return draw_scenes(indices, as_size(size), seed=self.seed, config=self.config, device=self.device, **axes)
 
     def show(self, indices, sizes, seeds):
-        return tuple(self._pictures(indices, as_size(size)) for size in sizes)
-
-    def _pictures(self, indices: Sequence[int], size: tuple[int, int]) -> Tensor:
-        "Drawn, or kept from before."
-        if self.device is not None or 12 * len(self) * math.prod(size) * self.canvas**2 > KEPT_BYTES:
-            return self.scenes(indices, size).image
-        kept = _kept(size, self.config, self.seed, self.object_scale, self.canvas)
-        if missing := [index for index in indices if index not in kept]:
-            kept.update(zip(missing, self.scenes(missing, size).image, strict=True))
-        return torch.stack([kept[index] for index in indices])
+        return tuple(_drawn_or_kept(self, indices, as_size(size)) for size in sizes)
 
     def show_with_targets(self, indices, sizes, seeds):
         if self.target == "label":
@@ -1043,6 +1056,38 @@ class SceneParse150(AnnotatedDataset):
         return torch.cat(targets).long()
 
 # %% ../nbs/02_data.ipynb #5d278e56
+def _read_coco(file: Path) -> COCO:
+    "The annotations of pictures."
+    try:
+        with contextlib.redirect_stdout(None):
+            annotations = COCO(file)
+    except (ValueError, LookupError, TypeError, AssertionError) as error:
+        raise ValueError(f"{file.absolute()} cannot be read as COCO's ({error}); download it again.") from error
+    if not annotations.imgs or not annotations.cats:
+        raise ValueError(f"{file.absolute()} names no pictures or no categories; download it again.")
+    return annotations
+
+
+def _read_object(dataset: "CocoDetection", index: int, size: tuple[int, int], stored: dict) -> tuple[list[float], int, np.ndarray, int]:
+    "Box, label, mask and crowd of one annotation."
+    try:
+        if not stored["segmentation"]:
+            raise ValueError("it has no outline")
+        box, mask = stored["bbox"], dataset.annotations.annToMask(stored)
+        if len(box) != 4 or not all(map(math.isfinite, box)):
+            raise ValueError(f"bbox {box} is not four finite numbers")
+        if mask.shape != size:
+            raise ValueError(f"its mask is for a picture of {mask.shape}, not {size}")
+        if stored["category_id"] not in dataset.category_ids:
+            raise ValueError(f"category_id {stored['category_id']} is none of the set's")
+        return box, dataset.category_ids.index(stored["category_id"]), mask, int(stored.get("iscrowd", 0))
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise BrokenPicture(f"Annotation {stored.get('id')} of {dataset.paths[index]} cannot be read "
+                            f"({type(error).__name__}: {error}); repair it or take the picture out.") from error
+
+# %% ../nbs/02_data.ipynb #fba337c8
 class CocoDetection(AnnotatedDataset):
     "COCO 2017 (Lin et al., 2014): boxes, classes from 0, masks, and whether they are of a crowd."
 
@@ -1066,7 +1111,7 @@ class CocoDetection(AnnotatedDataset):
     def read(self, index):
         image = tv_tensors.Image(read_picture(self.paths[index], upright=False))
         size, stored = tuple(image.shape[-2:]), self.annotations.imgToAnns.get(self.image_ids[index], [])
-        objects = [self._object(index, size, one) for one in stored]
+        objects = [_read_object(self, index, size, one) for one in stored]
         boxes, labels, masks, crowds = zip(*objects, strict=True) if objects else ([],) * 4
         boxes = torch.tensor(boxes, dtype=torch.float32).view(-1, 4)
         boxes = tv_tensors.BoundingBoxes(boxes, format="XYWH", canvas_size=size)
@@ -1084,37 +1129,6 @@ class CocoDetection(AnnotatedDataset):
             objects = {name: value.as_subclass(Tensor)[kept] for name, value in target.items()}
             found.append(_visible(**objects | {"masks": objects["masks"].bool()}))
         return found
-
-    def _object(self, index: int, size: tuple[int, int], stored: dict) -> tuple[list[float], int, np.ndarray, int]:
-        "Box, label, mask and crowd of one annotation."
-        try:
-            if not stored["segmentation"]:
-                raise ValueError("it has no outline")
-            box, mask = stored["bbox"], self.annotations.annToMask(stored)
-            if len(box) != 4 or not all(map(math.isfinite, box)):
-                raise ValueError(f"bbox {box} is not four finite numbers")
-            if mask.shape != size:
-                raise ValueError(f"its mask is for a picture of {mask.shape}, not {size}")
-            if stored["category_id"] not in self.category_ids:
-                raise ValueError(f"category_id {stored['category_id']} is none of the set's")
-            return box, self.category_ids.index(stored["category_id"]), mask, int(stored.get("iscrowd", 0))
-        except MemoryError:
-            raise
-        except Exception as error:
-            raise BrokenPicture(f"Annotation {stored.get('id')} of {self.paths[index]} cannot be read "
-                                f"({type(error).__name__}: {error}); repair it or take the picture out.") from error
-
-# %% ../nbs/02_data.ipynb #fba337c8
-def _read_coco(file: Path) -> COCO:
-    "The annotations of pictures."
-    try:
-        with contextlib.redirect_stdout(None):
-            annotations = COCO(file)
-    except (ValueError, LookupError, TypeError, AssertionError) as error:
-        raise ValueError(f"{file.absolute()} cannot be read as COCO's ({error}); download it again.") from error
-    if not annotations.imgs or not annotations.cats:
-        raise ValueError(f"{file.absolute()} names no pictures or no categories; download it again.")
-    return annotations
 
 # %% ../nbs/02_data.ipynb #08e71730
 @DATASETS.register("ade20k")

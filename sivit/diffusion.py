@@ -131,7 +131,23 @@ def time_code(
     angles = 1000 * times.float()[:, None] * frequencies
     return torch.cat([angles.cos(), angles.sin()], dim=1)
 
+# %% ../nbs/19_diffusion.ipynb #073e4045
+def _check_labels(labels: Tensor, classes: int) -> None:
+    "Raise `ValueError` unless labels are classes, or -1; a compiler does not look at values."
+    if not torch.compiler.is_compiling() and ((labels < -1) | (labels >= classes)).any():
+        known = f"0 to {classes - 1}, or -1 for none" if classes else "-1: this model knows no classes"
+        raise ValueError(f"Labels must be {known}; {labels.min()} to {labels.max()} were given.")
 
+
+def _check_count(count: int, times: Tensor, labels: Tensor) -> None:
+    "Raise `ValueError` unless each picture has a time and a label."
+    if times.shape != (count,) or labels.shape != (count,):
+        raise ValueError(
+            f"Each of the {count} pictures needs one time and one label; times of shape {tuple(times.shape)} and "
+            f"labels of shape {tuple(labels.shape)} were given."
+        )
+
+# %% ../nbs/19_diffusion.ipynb #ee1fa780
 class DiffusionTransformer(nn.Module, Pretrained, Trainable):
     "Velocities of noisy pictures of any size (DiT with in-context conditioning: Peebles and Xie 2023, §3.2)."
 
@@ -178,16 +194,12 @@ class DiffusionTransformer(nn.Module, Pretrained, Trainable):
 
     def _condition(self, images: Tensor, times: Tensor, labels: Tensor | None) -> Tensor:
         "What is added to the registers `(b, registers, d)`."
-        count, classes = len(images), self.config.num_classes
+        classes = self.config.num_classes
         if labels is None:
-            labels = torch.full((count,), -1, device=images.device)
+            labels = torch.full((len(images),), -1, device=images.device)
         else:
             _check_labels(labels, classes)
-        if times.shape != (count,) or labels.shape != (count,):
-            raise ValueError(
-                f"Each of the {count} pictures needs one time and one label; times of shape {tuple(times.shape)} and "
-                f"labels of shape {tuple(labels.shape)} were given."
-            )
+        _check_count(len(images), times, labels)
         label = self.label(torch.where(labels < 0, classes, labels))
         tokens = torch.stack([self.time(time_code(times).to(label.dtype)), label], dim=1)
         return F.pad(tokens, (0, 0, 0, self.encoder.prefix - 2))
@@ -195,13 +207,6 @@ class DiffusionTransformer(nn.Module, Pretrained, Trainable):
     def no_weight_decay(self) -> set[str]:
         "Also the vectors of the classes, and the unmerger's bias."
         return super().no_weight_decay() | {"label.weight", "unmerger.offset_bias"}
-
-# %% ../nbs/19_diffusion.ipynb #a66217f7
-def _check_labels(labels: Tensor, classes: int) -> None:
-    "Raise `ValueError` unless labels are classes, or -1; a compiler does not look at values."
-    if not torch.compiler.is_compiling() and ((labels < -1) | (labels >= classes)).any():
-        known = f"0 to {classes - 1}, or -1 for none" if classes else "-1: this model knows no classes"
-        raise ValueError(f"Labels must be {known}; {labels.min()} to {labels.max()} were given.")
 
 # %% ../nbs/19_diffusion.ipynb #d5605a02
 @TASKS.register("generation")

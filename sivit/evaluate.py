@@ -227,7 +227,103 @@ def _pictures(dataset: PictureDataset) -> str:
     pixels = pixels.numpy().tobytes() if isinstance(pixels, Tensor) else b""
     return _hash(files, dataset.classes, dataset.labels.numpy().tobytes(), repr(getattr(dataset, "config", None)), pixels)
 
+# %% ../nbs/27_evaluate.ipynb #d38ce7a0
+def _plain(value):
+    "Plain data for JSON, which knows no NaN: what has no value is null."
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
+# %% ../nbs/27_evaluate.ipynb #022d6a8e
+def _write_point(path: Path, key: str, record: dict, answers: _Answers) -> None:
+    "Keep a point on disk; only the reference's logits are ever needed again."
+    logits = answers.logits if path.stem == "reference" else None
+    tensors = {"tally": answers.tally, "classes": answers.classes, "logits": logits}
+    tensors = {name: value.contiguous() for name, value in tensors.items() if value is not None}
+    write_atomic(path, safetensors.torch.save(tensors, metadata={"key": key, "record": json.dumps(_plain(record))}))
+
+
+def _read_point(path: Path, key: str) -> tuple[dict, _Answers] | None:
+    "A point that was measured before, of the same model in the same way."
+    if not path.exists():
+        return None
+    with safetensors.safe_open(path, "pt") as file:
+        about, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    return (json.loads(about["record"]), _Answers({}, **tensors)) if about["key"] == key else None
+
+# %% ../nbs/27_evaluate.ipynb #942587ef
+def _examine(sweep: "_Sweep", name: str, dataset: PictureDataset, size: tuple[int, int], batch_size: int) -> tuple[dict, _Answers]:
+    "Everything that is measured at one point."
+    subject, device, workers = sweep.subject, sweep.settings["device"], sweep.settings["workers"]
+    answers = sweep.judge(subject, dataset, size, batch_size=batch_size, device=device, workers=workers)
+    start = answers if name == "reference" else sweep.point("canvas", 1)[1]
+    record = {"status": "measured", "batch_size": batch_size, **answers.measures}
+    if answers.tally is not None:
+        low, high = redraw([answers.tally], lambda scores: scores[:, 0])
+        record |= {sweep.measure: tally_score(answers.tally), "low": low, "high": high}
+        record |= _retained(start, answers)
+    if answers.logits is not None:
+        record |= _against_reference(start, answers)
+    if len(sweep.probes):
+        there = sweep.dataset, sweep.reference
+        record |= _compare_inside(subject, (dataset, size), there, sweep.probes, batch_size, device)
+    if sweep.settings["cost"]:
+        views = (_views(dataset, [index], size) for index in range(len(dataset)))
+        record |= _prices(subject, next(images for images in views if images is not None))
+    if name != "reference":
+        answers.logits = None  # which are large, and not needed again
+    return record, answers
+
+# %% ../nbs/27_evaluate.ipynb #586f4f0b
+def _retained(reference: _Answers, answers: _Answers) -> dict:
+    "The score over that at the reference, with its interval; nothing where the reference, drawn or redrawn, has none."
+    start, tallies = tally_score(reference.tally), [answers.tally, reference.tally]
+
+    def ratio(drawn: np.ndarray) -> np.ndarray:
+        return np.divide(drawn[:, 0], drawn[:, 1], out=np.full(len(drawn), np.nan), where=drawn[:, 1] > 0)
+
+    low, high = redraw(tallies, ratio)
+    return {"retention": tally_score(answers.tally) / start if start else math.nan, "retention_low": low, "retention_high": high}
+
+
+def _against_reference(reference: _Answers, answers: _Answers) -> dict:
+    "How far the answers are from those at the reference."
+    same = agreement(answers.logits, reference.logits)
+    low, high = redraw([torch.stack([same, torch.ones_like(same)])[:, None].int()], lambda scores: scores[:, 0])
+    divergence = jensen_shannon_divergence(answers.logits, reference.logits).mean().item()
+    return {"agreement": same.double().mean().item(), "agreement_low": low, "agreement_high": high, "divergence": divergence}
+
+# %% ../nbs/27_evaluate.ipynb #99c7e1e5
+def _prices(subject: Subject, images: Tensor) -> dict:
+    "Operations, latency and memory for one picture like these."
+    shape = tuple(images.shape[1:])
+    prices = cost_table({"": subject}, [shape], measures=("latency", "memory"), warmup=1, repeats=10).iloc[0]
+    prices = prices.drop(["model", "size"]).to_dict()
+    with contextlib.suppress(Exception):  # whatever is raised by a model that looks at values: in a count there are none
+        prices["macs"] = count_macs(subject, shape)
+    return prices
+
+# %% ../nbs/27_evaluate.ipynb #67370908
+def _judged(sweep: "_Sweep", name: str, dataset: PictureDataset, size: tuple[int, int]) -> tuple[dict, _Answers]:
+    "Judge a point; an error of the model at this size becomes its status."
+    try:
+        return _within_memory(lambda batch_size: _examine(sweep, name, dataset, size, batch_size), sweep.settings["batch_size"])
+    except _OutOfMemory:
+        status = "out of memory"
+    except ValueError as error:
+        if name == "reference":
+            raise
+        reason = error.__cause__ or error  # the model's own words
+        status = f"refused: {' '.join(str(reason).split())[:300] or type(reason).__name__}"
+    if name == "reference":
+        raise MemoryError(f"Not even one picture of {size[0]}×{size[1]} px fits, which is the reference; choose a smaller one.")
+    return {"status": status}, _Answers({})
+
+# %% ../nbs/27_evaluate.ipynb #9fc94993
 class _Sweep:
     "Point after point of one model on the same pictures."
 
@@ -254,7 +350,7 @@ class _Sweep:
         "What is known of a point, from memory, from its file, or now."
         name, dataset, size = self.place(axis, value)
         if name not in self.known and self.directory is None:
-            self.known[name] = self._judged(name, dataset, size)
+            self.known[name] = _judged(self, name, dataset, size)
         elif name not in self.known:
             path = self.directory / f"{name}.safetensors"
             self.known[name] = _read_point(path, self.key) or self._attempted(path, dataset, size)
@@ -266,104 +362,9 @@ class _Sweep:
             if deaths > 1 and path.stem != "reference":
                 known = {"status": "ended the process twice, for lack of memory or from outside"}, _Answers({})
                 _write_point(path, self.key, *known)
-            elif (known := self._judged(path.stem, dataset, size))[0]["status"] == "measured":
+            elif (known := _judged(self, path.stem, dataset, size))[0]["status"] == "measured":
                 _write_point(path, self.key, *known)
         return known
-
-    def _judged(self, name: str, dataset: PictureDataset, size: tuple[int, int]) -> tuple[dict, _Answers]:
-        "Judge a point; an error of the model at this size becomes its status."
-        try:
-            return _within_memory(lambda batch_size: _examine(self, name, dataset, size, batch_size), self.settings["batch_size"])
-        except _OutOfMemory:
-            status = "out of memory"
-        except ValueError as error:
-            if name == "reference":
-                raise
-            reason = error.__cause__ or error  # the model's own words
-            status = f"refused: {' '.join(str(reason).split())[:300] or type(reason).__name__}"
-        if name == "reference":
-            raise MemoryError(f"Not even one picture of {size[0]}×{size[1]} px fits, which is the reference; choose a smaller one.")
-        return {"status": status}, _Answers({})
-
-# %% ../nbs/27_evaluate.ipynb #8ed1f515
-def _examine(sweep: "_Sweep", name: str, dataset: PictureDataset, size: tuple[int, int], batch_size: int) -> tuple[dict, _Answers]:
-    "Everything that is measured at one point."
-    subject, device, workers = sweep.subject, sweep.settings["device"], sweep.settings["workers"]
-    answers = sweep.judge(subject, dataset, size, batch_size=batch_size, device=device, workers=workers)
-    start = answers if name == "reference" else sweep.point("canvas", 1)[1]
-    record = {"status": "measured", "batch_size": batch_size, **answers.measures}
-    if answers.tally is not None:
-        low, high = redraw([answers.tally], lambda scores: scores[:, 0])
-        record |= {sweep.measure: tally_score(answers.tally), "low": low, "high": high}
-        record |= _retained(start, answers)
-    if answers.logits is not None:
-        record |= _against_reference(start, answers)
-    if len(sweep.probes):
-        there = sweep.dataset, sweep.reference
-        record |= _compare_inside(subject, (dataset, size), there, sweep.probes, batch_size, device)
-    if sweep.settings["cost"]:
-        views = (_views(dataset, [index], size) for index in range(len(dataset)))
-        record |= _prices(subject, next(images for images in views if images is not None))
-    if name != "reference":
-        answers.logits = None  # which are large, and not needed again
-    return record, answers
-
-
-def _prices(subject: Subject, images: Tensor) -> dict:
-    "Operations, latency and memory for one picture like these."
-    shape = tuple(images.shape[1:])
-    prices = cost_table({"": subject}, [shape], measures=("latency", "memory"), warmup=1, repeats=10).iloc[0]
-    prices = prices.drop(["model", "size"]).to_dict()
-    with contextlib.suppress(Exception):  # whatever is raised by a model that looks at values: in a count there are none
-        prices["macs"] = count_macs(subject, shape)
-    return prices
-
-
-def _retained(reference: _Answers, answers: _Answers) -> dict:
-    "The score over that at the reference, with its interval; nothing where the reference, drawn or redrawn, has none."
-    start, tallies = tally_score(reference.tally), [answers.tally, reference.tally]
-
-    def ratio(drawn: np.ndarray) -> np.ndarray:
-        return np.divide(drawn[:, 0], drawn[:, 1], out=np.full(len(drawn), np.nan), where=drawn[:, 1] > 0)
-
-    low, high = redraw(tallies, ratio)
-    return {"retention": tally_score(answers.tally) / start if start else math.nan, "retention_low": low, "retention_high": high}
-
-
-def _against_reference(reference: _Answers, answers: _Answers) -> dict:
-    "How far the answers are from those at the reference."
-    same = agreement(answers.logits, reference.logits)
-    low, high = redraw([torch.stack([same, torch.ones_like(same)])[:, None].int()], lambda scores: scores[:, 0])
-    divergence = jensen_shannon_divergence(answers.logits, reference.logits).mean().item()
-    return {"agreement": same.double().mean().item(), "agreement_low": low, "agreement_high": high, "divergence": divergence}
-
-# %% ../nbs/27_evaluate.ipynb #022d6a8e
-def _write_point(path: Path, key: str, record: dict, answers: _Answers) -> None:
-    "Keep a point on disk; only the reference's logits are ever needed again."
-    logits = answers.logits if path.stem == "reference" else None
-    tensors = {"tally": answers.tally, "classes": answers.classes, "logits": logits}
-    tensors = {name: value.contiguous() for name, value in tensors.items() if value is not None}
-    write_atomic(path, safetensors.torch.save(tensors, metadata={"key": key, "record": json.dumps(_plain(record))}))
-
-
-def _read_point(path: Path, key: str) -> tuple[dict, _Answers] | None:
-    "A point that was measured before, of the same model in the same way."
-    if not path.exists():
-        return None
-    with safetensors.safe_open(path, "pt") as file:
-        about, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    return (json.loads(about["record"]), _Answers({}, **tensors)) if about["key"] == key else None
-
-# %% ../nbs/27_evaluate.ipynb #d38ce7a0
-def _plain(value):
-    "Plain data for JSON, which knows no NaN: what has no value is null."
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, np.generic):
-        value = value.item()
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 # %% ../nbs/27_evaluate.ipynb #ad7765e6
 AXES = ("resolution", "object_scale", "canvas")
@@ -501,7 +502,7 @@ def _check_folder(path: Path, subject: Subject, dataset: PictureDataset) -> None
             raise ValueError(f"{path.parent} holds the card of {card['model']['name']} with other weights, or on other pictures of {card['data']['name']}; "
                              "name another folder, or delete this one.")
 
-
+# %% ../nbs/27_evaluate.ipynb #61e19d4d
 def _as_the_model_saw(dataset: PictureDataset, view: dict) -> PictureDataset:
     "The pictures with the preprocessing that the model was trained with, as far as they can have it: scenes are never cropped."
     return dataset.with_view(**{name: view[name] for name in view if not isinstance(dataset, ScenesDataset) or name in ("mean", "std")})
@@ -527,7 +528,7 @@ def _axes(reference: tuple[int, int], sizes: Sequence, object_scales: Sequence, 
     start = {"resolution": reference[0], "object_scale": 1, "canvas": 1}
     return {axis: sorted({start[axis], *values}) for axis, values in given.items() if len(values)}
 
-
+# %% ../nbs/27_evaluate.ipynb #7069e8b4
 def _points(sweep: _Sweep, axes: dict[str, list], progress: bool) -> tuple[list[dict], list[_Answers]]:
     "Records and answers of all points."
     sweep.point("canvas", 1)  # the reference first: what goes wrong there is no answer
@@ -829,7 +830,7 @@ def _surroundings(card: Card) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in card.surroundings["versions"].items())
     return f"Measured on {card.surroundings['device']} with {versions}."
 
-
+# %% ../nbs/27_evaluate.ipynb #e1018167
 _PAGE = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string("""\
 <!doctype html>
 <html lang="en">

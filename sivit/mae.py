@@ -184,6 +184,76 @@ def _refuse_leaks(config: ViTConfig) -> None:
             "use stem='patch'."
         )
 
+# %% ../nbs/17_mae.ipynb #1535c68a
+def _check_grid(size: tuple[int, int], before: tuple[int, int], after: tuple[int, int]) -> None:
+    "A merger that enlarges a grid would let hidden pixels through."
+    if before[0] < after[0] or before[1] < after[1]:
+        raise ValueError(
+            f"Pictures of {size[0]}×{size[1]} px have {before[0]}×{before[1]} patches, and the merger would enlarge them to "
+            f"{after[0]}×{after[1]} by interpolation, which spreads hidden pixels; show larger pictures or lower merged_grid."
+        )
+
+
+def _padding(merger: Merger) -> str:
+    "How the merger deals tokens out to cells."
+    return merger.padding if isinstance(merger, AdaptiveTokenMerger) else "paper"
+
+# %% ../nbs/17_mae.ipynb #700c5cb3
+class _PixelTargets:
+    "The grid of tokens and the pixels to be predicted, for a model with an `encoder` and a `config`."
+
+    def grid(
+        self,
+        size: tuple[int, int],  # height and width of the pictures, px
+    ) -> tuple[int, int]:
+        "The grid of tokens that are hidden or visible; a size that the merger would enlarge raises `ValueError`."
+        before = patch_grid(size, self.config.encoder.patch_size)
+        after = self.encoder.merger.output_grid(before)
+        _check_grid(size, before, after)
+        return after
+
+    def target(self, images: Tensor) -> Tensor:
+        "What is to be predicted of pictures `(b, c, H, W)`: `(b, h, w, P·P·c)`, normalised where the configuration says so."
+        patches = self._patches(images)
+        return normalise_patches(patches)[0] if self.config.normalise_target else patches
+
+    def _patches(self, images: Tensor) -> Tensor:
+        "Pixels `(b, h, w, P·P·c)` of every token of the merged map."
+        p, (h, w) = self.config.encoder.patch_size, self.grid(images.shape[-2:])
+        merged = merge_pixels(pad_to_patches(images, p).float(), *self._places(images), (p * h, p * w))
+        return rearrange(merged, "b c (h p) (w q) -> b h w (p q c)", p=p, q=p)
+
+    def _places(self, images: Tensor) -> list[Tensor]:
+        "Where rows and columns of pixels go on the merged map."
+        size, p, padding = images.shape[-2:], self.config.encoder.patch_size, _padding(self.encoder.merger)
+        axes = zip(patch_grid(size, p), self.grid(size), strict=True)
+        return [pixel_places(before, after, p, padding, images.device) for before, after in axes]
+
+# %% ../nbs/17_mae.ipynb #b1d2f469
+def _check_visible(visible: Tensor, batch: int, tokens: int) -> None:
+    "Raise `ValueError` unless these are different tokens of every picture, with at least one left to hide."
+    if visible.dtype != torch.int64 or visible.ndim != 2 or len(visible) != batch or not 0 < visible.shape[1] < tokens:
+        raise ValueError(
+            f"visible must be int64 ({batch}, n) with n from 1 to {tokens - 1}, for {batch} pictures of {tokens} tokens; "
+            f"{visible.dtype} {tuple(visible.shape)} was given."
+        )
+    ordered = visible.sort(dim=1).values
+    if ordered.min() < 0 or ordered.max() >= tokens or (ordered.diff() == 0).any():
+        raise ValueError(
+            f"visible must name different tokens from 0 to {tokens - 1} in every row; it goes from {visible.min()} to "
+            f"{visible.max()}" + (", some twice." if (ordered.diff() == 0).any() else ".")
+        )
+
+
+def _encode_visible(encoder: Encoder, images: Tensor, visible: Tensor) -> Tensor:
+    "Encode some tokens of the merged map, the others being absent: `(b, p + n, d)`, normalised."
+    x, grid = encoder.start(images)
+    index = visible[..., None].expand(-1, -1, x.shape[-1])
+    x = torch.cat([x[:, : encoder.prefix], x[:, encoder.prefix :].gather(1, index)], dim=1)
+    for layer in range(len(encoder.blocks)):
+        x = encoder.step(x, grid, layer, visible)
+    return encoder.norm(x)
+
 # %% ../nbs/17_mae.ipynb #15dc4016
 class Reconstruction(NamedTuple):
     "What a masked autoencoder makes of a batch of pictures."
@@ -194,16 +264,7 @@ class Reconstruction(NamedTuple):
     mask: Tensor  # (b, h, w) bool: hidden
 
 # %% ../nbs/17_mae.ipynb #92b2d604
-def _check_grid(size: tuple[int, int], before: tuple[int, int], after: tuple[int, int]) -> None:
-    "A merger that enlarges a grid would let hidden pixels through."
-    if before[0] < after[0] or before[1] < after[1]:
-        raise ValueError(
-            f"Pictures of {size[0]}×{size[1]} px have {before[0]}×{before[1]} patches, and the merger would enlarge them to "
-            f"{after[0]}×{after[1]} by interpolation, which spreads hidden pixels; show larger pictures or lower merged_grid."
-        )
-
-# %% ../nbs/17_mae.ipynb #35871e89
-class MaskedAutoencoder(nn.Module, Pretrained, Trainable):
+class MaskedAutoencoder(nn.Module, _PixelTargets, Pretrained, Trainable):
     "Predicts hidden tokens from visible ones, for pictures of any size (He et al. 2022)."
 
     config_class = MaskedAutoencoderConfig
@@ -223,16 +284,6 @@ class MaskedAutoencoder(nn.Module, Pretrained, Trainable):
         own = {name for name, _ in self.named_parameters() if name.startswith("decoder.position.")}
         return super().no_weight_decay() | own | {"decoder.mask_token"}
 
-    def grid(
-        self,
-        size: tuple[int, int],  # height and width of the pictures, px
-    ) -> tuple[int, int]:
-        "The grid of tokens that are hidden or visible; a size that the merger would enlarge raises `ValueError`."
-        before = patch_grid(size, self.config.encoder.patch_size)
-        after = self.encoder.merger.output_grid(before)
-        _check_grid(size, before, after)
-        return after
-
     def forward(
         self,
         images: Tensor,  # (b, c, H, W), any H, W of at least one patch
@@ -250,23 +301,6 @@ class MaskedAutoencoder(nn.Module, Pretrained, Trainable):
         errors = (prediction - target).square().mean(-1)
         return Reconstruction((errors * mask).sum() / mask.sum(), prediction, target, mask)
 
-    def target(self, images: Tensor) -> Tensor:
-        "What is to be predicted of pictures `(b, c, H, W)`: `(b, h, w, P·P·c)`, normalised where the configuration says so."
-        patches = self._patches(images)
-        return normalise_patches(patches)[0] if self.config.normalise_target else patches
-
-    def _patches(self, images: Tensor) -> Tensor:
-        "Pixels `(b, h, w, P·P·c)` of every token of the merged map."
-        p, (h, w) = self.config.encoder.patch_size, self.grid(images.shape[-2:])
-        merged = merge_pixels(pad_to_patches(images, p).float(), *self._places(images), (p * h, p * w))
-        return rearrange(merged, "b c (h p) (w q) -> b h w (p q c)", p=p, q=p)
-
-    def _places(self, images: Tensor) -> list[Tensor]:
-        "Where rows and columns of pixels go on the merged map."
-        size, p, padding = images.shape[-2:], self.config.encoder.patch_size, _padding(self.encoder.merger)
-        axes = zip(patch_grid(size, p), self.grid(size), strict=True)
-        return [pixel_places(before, after, p, padding, images.device) for before, after in axes]
-
     def show(
         self,
         images: Tensor,  # (b, c, H, W)
@@ -282,36 +316,6 @@ class MaskedAutoencoder(nn.Module, Pretrained, Trainable):
         filled = rearrange(prediction, "b h w (p q c) -> b c (h p) (w q)", p=p, q=p)[..., rows[:, None], columns]
         hidden = reconstruction.mask[:, None, rows[:, None] // p, columns // p]
         return images.masked_fill(hidden, 0.0), torch.where(hidden, filled, images)
-
-# %% ../nbs/17_mae.ipynb #89978992
-def _check_visible(visible: Tensor, batch: int, tokens: int) -> None:
-    "Raise `ValueError` unless these are different tokens of every picture, with at least one left to hide."
-    if visible.dtype != torch.int64 or visible.ndim != 2 or len(visible) != batch or not 0 < visible.shape[1] < tokens:
-        raise ValueError(
-            f"visible must be int64 ({batch}, n) with n from 1 to {tokens - 1}, for {batch} pictures of {tokens} tokens; "
-            f"{visible.dtype} {tuple(visible.shape)} was given."
-        )
-    ordered = visible.sort(dim=1).values
-    if ordered.min() < 0 or ordered.max() >= tokens or (ordered.diff() == 0).any():
-        raise ValueError(
-            f"visible must name different tokens from 0 to {tokens - 1} in every row; it goes from {visible.min()} to "
-            f"{visible.max()}" + (", some twice." if (ordered.diff() == 0).any() else ".")
-        )
-
-
-def _padding(merger: Merger) -> str:
-    "How the merger deals tokens out to cells."
-    return merger.padding if isinstance(merger, AdaptiveTokenMerger) else "paper"
-
-
-def _encode_visible(encoder: Encoder, images: Tensor, visible: Tensor) -> Tensor:
-    "Encode some tokens of the merged map, the others being absent: `(b, p + n, d)`, normalised."
-    x, grid = encoder.start(images)
-    index = visible[..., None].expand(-1, -1, x.shape[-1])
-    x = torch.cat([x[:, : encoder.prefix], x[:, encoder.prefix :].gather(1, index)], dim=1)
-    for layer in range(len(encoder.blocks)):
-        x = encoder.step(x, grid, layer, visible)
-    return encoder.norm(x)
 
 # %% ../nbs/17_mae.ipynb #58fb79fe
 class HiddenError(Metric):
@@ -337,7 +341,7 @@ class HiddenError(Metric):
         variation = self.squares - self.total**2 / self.count
         return {"explained": 1 - self.error / variation, "masked_loss": self.error / self.count}
 
-
+# %% ../nbs/17_mae.ipynb #40fcbd0e
 @TASKS.register("pretraining")
 class Pretraining(Task):
     "Hidden tokens from visible ones (He et al. 2022)."

@@ -23,28 +23,13 @@ from .patch import join_portions, portions
 POSITIONS = Registry("position encoding")
 
 # %% ../nbs/04_position.ipynb #8e771956
-class Position(nn.Module):
-    "A position encoding: override the hooks it needs, the others do nothing."
+class _Hooks(nn.Module):
+    "What an encoding may override; here nothing is done, and nothing claimed."
 
     site = "input"  # the grid it is built for: "input", before merging, or "attention", after it
     invariant_to = frozenset()  # what leaves its effect unchanged: "shift", "flip", "transpose", "permutation" of the tokens
     reads_neighbours = False  # whether a hook convolves the map, so that no token of the grid may be missing
     per_block = True  # whether `bias` differs between blocks; False: it is computed once for all
-
-    def __init__(
-        self,
-        dim: int,  # width of a token
-        heads: int,  # attention heads of the encoder
-        depth: int,  # blocks of the encoder
-        grid: tuple[int, int],  # tokens (h, w) of the reference size, on the grid `site` names
-    ):
-        super().__init__()
-        if dim % heads:
-            raise ValueError(f"dim must be a multiple of heads; dim={dim} and heads={heads} were given.")
-        if len(grid) != 2 or min(grid) < 1:
-            raise ValueError(f"grid must be two positive numbers (h, w); {grid} was given.")
-        self.dim, self.heads, self.depth, self.grid = dim, heads, depth, tuple(grid)
-        self._biases = _BiasCache()
 
     def embed(self, x: Tensor) -> Tensor:
         "Tokens `(b, h, w, d)` on the input grid, before merging -> the same shape."
@@ -69,37 +54,6 @@ class Position(nn.Module):
     def local(self, v: Tensor, grid: tuple[int, int], layer: int) -> Tensor | None:
         "From values `(b, heads, N, e)`: what is added to attention's output, the same shape, or None."
         return None
-
-    def block_of(self, parameter: str) -> int | None:
-        "The block that a parameter belongs to, by its name (lists of modules count blocks); None: it acts before the first."
-        _, *rest = parameter.split(".")
-        if rest and rest[0].isdigit() and self.per_block:
-            return int(rest[0])
-        return None if self.site == "input" else self.depth - 1
-
-    def logit_bias(self, grid: tuple[int, int], layer: int, prefix: int, dtype: torch.dtype) -> Tensor | None:
-        "`bias` as attention needs it, zero for the `prefix` tokens without a place: `(heads, prefix + N, prefix + N)` or None."
-        if type(self).bias is Position.bias:
-            return None
-        return self._biases.get(self, (tuple(grid), layer if self.per_block else 0, prefix, dtype))
-
-    def logit_table(self, grid: tuple[int, int], layer: int, dtype: torch.dtype) -> Tensor | None:
-        "`offset_bias` as attention needs it: `(heads, 2h-1, 2w-1)` or None."
-        if type(self).offset_bias is Position.offset_bias:
-            return None
-        return self._biases.get(self, (tuple(grid), layer if self.per_block else 0, None, dtype))
-
-    def _make_bias(self, grid: tuple[int, int], layer: int, prefix: int | None, dtype: torch.dtype) -> Tensor:
-        "A bias per pair of tokens, or without a `prefix` per offset."
-        device = next((t.device for t in (*self.parameters(), *self.buffers())), torch.device("cpu"))
-        with torch.autocast(device.type, enabled=False):
-            if prefix is None:
-                return rearrange(self.offset_bias(grid, layer), "r c heads -> heads r c").to(dtype).contiguous()
-            return F.pad(self.bias(grid, layer).to(dtype), (prefix, 0, prefix, 0))
-
-    def train(self, mode: bool = True) -> "Position":
-        self._biases.clear()
-        return super().train(mode)
 
 # %% ../nbs/04_position.ipynb #56ce44ae
 BIAS_CACHE_BYTES = 2**28
@@ -145,6 +99,56 @@ class _BiasCache:
             return False
         pairs = zip(tensors, self.sources, self.versions, strict=True)
         return all(t.data_ptr() == old.data_ptr() and t.device == old.device and t._version == v for t, old, v in pairs)
+
+# %% ../nbs/04_position.ipynb #c09b9a48
+class Position(_Hooks):
+    "A position encoding: override the hooks it needs, the others do nothing."
+
+    def __init__(
+        self,
+        dim: int,  # width of a token
+        heads: int,  # attention heads of the encoder
+        depth: int,  # blocks of the encoder
+        grid: tuple[int, int],  # tokens (h, w) of the reference size, on the grid `site` names
+    ):
+        super().__init__()
+        if dim % heads:
+            raise ValueError(f"dim must be a multiple of heads; dim={dim} and heads={heads} were given.")
+        if len(grid) != 2 or min(grid) < 1:
+            raise ValueError(f"grid must be two positive numbers (h, w); {grid} was given.")
+        self.dim, self.heads, self.depth, self.grid = dim, heads, depth, tuple(grid)
+        self._biases = _BiasCache()
+
+    def block_of(self, parameter: str) -> int | None:
+        "The block that a parameter belongs to, by its name (lists of modules count blocks); None: it acts before the first."
+        _, *rest = parameter.split(".")
+        if rest and rest[0].isdigit() and self.per_block:
+            return int(rest[0])
+        return None if self.site == "input" else self.depth - 1
+
+    def logit_bias(self, grid: tuple[int, int], layer: int, prefix: int, dtype: torch.dtype) -> Tensor | None:
+        "`bias` as attention needs it, zero for the `prefix` tokens without a place: `(heads, prefix + N, prefix + N)` or None."
+        if type(self).bias is Position.bias:
+            return None
+        return self._biases.get(self, (tuple(grid), layer if self.per_block else 0, prefix, dtype))
+
+    def logit_table(self, grid: tuple[int, int], layer: int, dtype: torch.dtype) -> Tensor | None:
+        "`offset_bias` as attention needs it: `(heads, 2h-1, 2w-1)` or None."
+        if type(self).offset_bias is Position.offset_bias:
+            return None
+        return self._biases.get(self, (tuple(grid), layer if self.per_block else 0, None, dtype))
+
+    def _make_bias(self, grid: tuple[int, int], layer: int, prefix: int | None, dtype: torch.dtype) -> Tensor:
+        "A bias per pair of tokens, or without a `prefix` per offset."
+        device = next((t.device for t in (*self.parameters(), *self.buffers())), torch.device("cpu"))
+        with torch.autocast(device.type, enabled=False):
+            if prefix is None:
+                return rearrange(self.offset_bias(grid, layer), "r c heads -> heads r c").to(dtype).contiguous()
+            return F.pad(self.bias(grid, layer).to(dtype), (prefix, 0, prefix, 0))
+
+    def train(self, mode: bool = True) -> "Position":
+        self._biases.clear()
+        return super().train(mode)
 
 # %% ../nbs/04_position.ipynb #ae032ce8
 def create_position(

@@ -248,7 +248,7 @@ def rotate_channels(
     first, second = x.chunk(2, dim=-1)
     return torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1).to(x.dtype)
 
-
+# %% ../nbs/05_relative.ipynb #6fea5424
 class RotaryEmbedding(Position):
     "What rotary encodings share: coordinates, their augmentation and the rotation (RoFormer; RoPE-ViT)."
 

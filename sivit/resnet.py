@@ -116,8 +116,48 @@ def _build_blocks(config: ResNetConfig) -> Iterator[nn.Module]:
         yield from (nn.Sequential(BasicBlock(outputs, outputs)) for _ in range(count - 1))
         inputs = outputs
 
-# %% ../nbs/18_resnet.ipynb #0e094ae4
-class ResNet(nn.Module, Pretrained, Trainable):
+# %% ../nbs/18_resnet.ipynb #348233a1
+@contextlib.contextmanager
+def _uncounted(module: nn.Module) -> Iterator[None]:
+    "Whatever is run, the running statistics come out as they were."
+    before = [(buffer, buffer.clone()) for buffer in module.buffers()]
+    try:
+        yield
+    finally:  # PyTorch leaves by an exception when it has seen enough
+        for buffer, value in before:
+            buffer.copy_(value)
+
+
+def _run_twice(block: nn.Module, x: Tensor) -> Tensor:
+    "A block whose inside is computed again in the backward pass."
+
+    def contexts():
+        return contextlib.nullcontext(), _uncounted(block)
+
+    return checkpoint(block, x, use_reentrant=False, context_fn=contexts)
+
+# %% ../nbs/18_resnet.ipynb #ceee4458
+class _TrainableStack(Trainable):
+    "What a training loop may ask of a model of a stem, blocks and a head."
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        "Compute what is inside blocks a second time in the backward pass, and do not keep it: less memory, more time."
+        self.grad_checkpointing = enable
+
+    def no_weight_decay(self) -> set[str]:
+        "Names of matrices that are not to be kept small: none, there are no positions."
+        return set()
+
+    def layer_index(
+        self,
+        name: str,  # of a parameter
+    ) -> int:  # 0 in the stem, i + 1 in block i and the halving before it, blocks + 1 in the head
+        "Where a parameter stands, for learning rates that fall towards the input (Bao et al. 2022, BEiT)."
+        part, number = name.split(".")[:2]
+        return {"stem": 0, "blocks": 1 + int(number), "head": 1 + len(self.blocks)}[part]
+
+# %% ../nbs/18_resnet.ipynb #f5477e1f
+class ResNet(nn.Module, Pretrained, _TrainableStack):
     "A residual network for pictures of any size (He et al. 2016), with the interface of `ViT`."
 
     config_class = ResNetConfig
@@ -161,42 +201,6 @@ class ResNet(nn.Module, Pretrained, Trainable):
         images: Tensor,  # (b, c, H, W)
     ) -> Tensor:  # (b, num_classes)
         return self.forward_head(self.forward_features(images))
-
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        "Compute what is inside blocks a second time in the backward pass, and do not keep it: less memory, more time."
-        self.grad_checkpointing = enable
-
-    def no_weight_decay(self) -> set[str]:
-        "Names of matrices that are not to be kept small: none, there are no positions."
-        return set()
-
-    def layer_index(
-        self,
-        name: str,  # of a parameter
-    ) -> int:  # 0 in the stem, i + 1 in block i and the halving before it, blocks + 1 in the head
-        "Where a parameter stands, for learning rates that fall towards the input (Bao et al. 2022, BEiT)."
-        part, number = name.split(".")[:2]
-        return {"stem": 0, "blocks": 1 + int(number), "head": 1 + len(self.blocks)}[part]
-
-# %% ../nbs/18_resnet.ipynb #348233a1
-@contextlib.contextmanager
-def _uncounted(module: nn.Module) -> Iterator[None]:
-    "Whatever is run, the running statistics come out as they were."
-    before = [(buffer, buffer.clone()) for buffer in module.buffers()]
-    try:
-        yield
-    finally:  # PyTorch leaves by an exception when it has seen enough
-        for buffer, value in before:
-            buffer.copy_(value)
-
-
-def _run_twice(block: nn.Module, x: Tensor) -> Tensor:
-    "A block whose inside is computed again in the backward pass."
-
-    def contexts():
-        return contextlib.nullcontext(), _uncounted(block)
-
-    return checkpoint(block, x, use_reentrant=False, context_fn=contexts)
 
 # %% ../nbs/18_resnet.ipynb #8681d005
 NETWORKS = {

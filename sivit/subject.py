@@ -80,13 +80,40 @@ def _own_size(module: nn.Module) -> tuple[int, int] | None:
     )
     return next((as_size(size) for size in candidates if size), None)
 
+# %% ../nbs/26_subject.ipynb #59a5e425
+def _lay_out(module: nn.Module, size: tuple[int, int]) -> nn.Module:
+    "A copy of a module for pictures of a size, which shares every weight that is not resized."
+    shared = {id(tensor): tensor for tensor in itertools.chain(module.parameters(), module.buffers())}
+    with _disable_current_modes(), torch.inference_mode(False), torch.no_grad():
+        laid_out = copy.deepcopy(module, shared)
+        laid_out.set_input_size(img_size=size)
+    return laid_out
+
 # %% ../nbs/26_subject.ipynb #6ff9aa8c
+def _is_fault(error: Exception) -> bool:
+    "Whether an error is of the machine, such as want of memory, and says nothing about the model."
+    told = re.search("out of memory|allocate memory|CUDA error", str(error))
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or told is not None
+
+# %% ../nbs/26_subject.ipynb #c40a65b8
+def _logits(answer) -> Tensor:
+    "The logits in what a module gives: itself, or what dictionaries of segmenters and classifiers call so."
+    if isinstance(answer, Tensor):
+        return answer
+    found = [answer[name] for name in ("out", "logits") if isinstance(answer, Mapping) and name in answer]
+    if not found:
+        what = f"a dictionary of {', '.join(map(str, answer))}" if isinstance(answer, Mapping) else f"a {type(answer).__name__}"
+        raise TypeError(f"A model must give its logits, or a dictionary with 'logits' or 'out'; it gave {what}.")
+    return found[0]
+
+# %% ../nbs/26_subject.ipynb #c1e9243a
 class _AnySize(nn.Module):
     "A module behind one of the ways to give it pictures of another size."
 
     def __init__(self, module: nn.Module, name: str, native: tuple[int, int], way: str):
         super().__init__()
         self.module, self.name, self.native, self.way = module, name, as_size(native), way
+        self.channels = 3  # of the pictures, where nothing in the module says it
         self._laid_out = (None, None)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -127,33 +154,7 @@ class _AnySize(nn.Module):
             reason = " ".join(str(error).split())[:300] or type(error).__name__
             raise ValueError(f"{self.name} takes no pictures of {height}×{width} px ({self.way}): {reason}") from error
 
-
-def _logits(answer) -> Tensor:
-    "The logits in what a module gives: itself, or what dictionaries of segmenters and classifiers call so."
-    if isinstance(answer, Tensor):
-        return answer
-    found = [answer[name] for name in ("out", "logits") if isinstance(answer, Mapping) and name in answer]
-    if not found:
-        what = f"a dictionary of {', '.join(map(str, answer))}" if isinstance(answer, Mapping) else f"a {type(answer).__name__}"
-        raise TypeError(f"A model must give its logits, or a dictionary with 'logits' or 'out'; it gave {what}.")
-    return found[0]
-
-
-def _is_fault(error: Exception) -> bool:
-    "Whether an error is of the machine, such as want of memory, and says nothing about the model."
-    told = re.search("out of memory|allocate memory|CUDA error", str(error))
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or told is not None
-
-
-def _lay_out(module: nn.Module, size: tuple[int, int]) -> nn.Module:
-    "A copy of a module for pictures of a size, which shares every weight that is not resized."
-    shared = {id(tensor): tensor for tensor in itertools.chain(module.parameters(), module.buffers())}
-    with _disable_current_modes(), torch.inference_mode(False), torch.no_grad():
-        laid_out = copy.deepcopy(module, shared)
-        laid_out.set_input_size(img_size=size)
-    return laid_out
-
-# %% ../nbs/26_subject.ipynb #c5b2e5f3
+# %% ../nbs/26_subject.ipynb #dd806b32
 def _names_inside(module: nn.Module) -> list[str]:
     "Names of the maps that a module gives without being listened to."
     if isinstance(getattr(module, "encoder", None), Encoder):
@@ -171,7 +172,7 @@ def _given_maps(module: nn.Module, images: Tensor) -> dict[str, Tensor]:
         maps = module.forward_intermediates(images, intermediates_only=True, output_fmt="NCHW")
     return dict(zip(_names_inside(module), maps, strict=True))
 
-
+# %% ../nbs/26_subject.ipynb #c5b2e5f3
 def _parts(module: nn.Module) -> list[str]:
     "Names of the parts that are listened to if nothing else is said."
     names = []
@@ -213,6 +214,71 @@ def _as_map(module: nn.Module, name: str, answer) -> Tensor | None:
         return rearrange(answer, "b h w d -> b d h w")
     return answer if answer.ndim == 4 else None
 
+# %% ../nbs/26_subject.ipynb #cfc53080
+def _grey(subject: _AnySize) -> Tensor:
+    "One picture (1, c, h, w) of the native size, on the device and of the type of the model."
+    weight = next((p for p in subject.module.parameters() if p.is_floating_point()), torch.empty(0))
+    settings = getattr(subject.module, "config", None)
+    first = next((part for part in subject.module.modules() if isinstance(part, nn.Conv2d)), None)
+    channels = getattr(getattr(settings, "encoder", settings), "channels", first.in_channels if first else subject.channels)
+    return torch.zeros(1, channels, *subject.native, device=weight.device, dtype=weight.dtype)
+
+
+@torch.no_grad()
+def _try(subject: _AnySize) -> Tensor:
+    "The answer to a grey picture of the native size."
+    with evaluating(subject.module):
+        return subject(_grey(subject))
+
+
+@torch.no_grad()
+def _find_layers(subject: _AnySize, asked: tuple[str, ...]) -> tuple[str, ...]:
+    "The layers that were asked for, or all that can be seen, in their order."
+    if isinstance(subject.module, torch.jit.ScriptModule):
+        return ()  # nobody can listen to its parts
+    given = _names_inside(subject.module)
+    if given and set(asked) <= set(given):
+        return tuple(name for name in given if not asked or name in asked)
+    parts = [name for name, _ in subject.module.named_modules() if name]
+    unknown = sorted(set(asked) - set(parts))
+    if unknown:
+        names = list(dict.fromkeys([*given, *parts]))
+        near = difflib.get_close_matches(unknown[0], names, n=3) or names
+        raise ValueError(f"{subject.name} has no layer {unknown[0]!r}; it has {_some(near)}.")
+    with evaluating(subject.module):
+        maps = _heard_maps(subject.module, _grey(subject), asked or _parts(subject.module))
+    silent = sorted(set(asked) - set(maps))
+    if silent:
+        raise ValueError(f"The layer {silent[0]!r} of {subject.name} gives no map (b, d, h, w).")
+    return tuple(name for name, x in maps.items() if asked or x.shape[-2] * x.shape[-1] > 1)
+
+# %% ../nbs/26_subject.ipynb #5b7f3bba
+class _SeenInside(_AnySize):
+    "A module for pictures of any size that can be looked into."
+
+    def __init__(self, module: nn.Module, name: str, native: tuple[int, int], way: str, layers: Sequence[str]):
+        super().__init__(module, name, native, way)
+        self._asked, self._found = tuple(layers), None
+
+    def feature_maps(
+        self,
+        images: Tensor,  # (b, c, H, W)
+    ) -> dict[str, Tensor]:  # (b, d, h, w) for each name in `layers`, the deepest last
+        "What is inside on the way to the answer."
+        layers, given = self.layers, _names_inside(self.module)
+        with self._refusals(images):
+            module, images = self._at(images), self._taken(images)
+            heard = not given or not set(layers) <= set(given)
+            maps = _heard_maps(module, images, layers) if heard else _given_maps(module, images)
+        return {name: maps[name] for name in layers}
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        "Names of what `feature_maps` gives; () if nothing can be seen inside."
+        if self._found is None:
+            self._found = _find_layers(self, self._asked)
+        return self._found
+
 # %% ../nbs/26_subject.ipynb #a98f6d1d
 def _plain(name: str) -> str:
     "A name without what people write differently."
@@ -253,7 +319,33 @@ def _some(names: Sequence[str], most: int = 8) -> str:
     return ", ".join(map(str, names[:most])) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 # %% ../nbs/26_subject.ipynb #80427953
-class Subject(_AnySize):
+def _digest(module: nn.Module):
+    "A hash of structure and weights, to be continued."
+    digest = hashlib.sha256(repr(_structure(module)).encode())
+    for name, value in sorted(module.state_dict().items()):
+        digest.update(repr((name, tuple(value.shape), value.dtype)).encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest
+
+
+def _structure(module: nn.Module) -> list:
+    "What a module is beside its weights, such as the number of its heads: the kinds of its parts and their settings."
+    config = getattr(module, "config", None)
+    structure: list = [config] if dataclasses.is_dataclass(config) else []
+    for name, part in module.named_modules():
+        settings = {key: value for key, value in vars(part).items() if key != "training" and not key.startswith("_")}
+        plain = sorted((key, value) for key, value in settings.items() if _is_plain(value))
+        structure.append((name, type(part).__qualname__, plain))
+    return structure
+
+
+def _is_plain(value) -> bool:
+    "Whether a value, or all in a list, is a number, a text or nothing."
+    values = value if isinstance(value, list | tuple) else [value]
+    return all(isinstance(value, bool | int | float | str | None) for value in values)
+
+# %% ../nbs/26_subject.ipynb #dea76424
+class Subject(_SeenInside):
     "A model as its users run it: with a way to take pictures of any size, and all that is known about it."
 
     def __init__(
@@ -270,12 +362,10 @@ class Subject(_AnySize):
         weights: str = "its own",  # where they are from, in words
         code: str = "",  # a hash of the file that was executed for it, if one was
     ):
-        super().__init__(module, name, native, way)
+        super().__init__(module, name, native, way, layers)
         self.view, self.classes, self.task, self.dataset, self.weights = view or {}, classes, task, dataset, weights
         self.outputs: list[int] | None = None  # of the module's outputs, those that are given; None: all
-        self.channels = 3  # of the pictures, where nothing in the module says it
         self.code = code
-        self._asked, self._found = tuple(layers), None
 
     def forward(
         self,
@@ -284,25 +374,6 @@ class Subject(_AnySize):
         "The answer; a size that the module refuses raises `ValueError` with its reason."
         answer = super().forward(images)
         return answer if self.outputs is None else answer[:, self.outputs]
-
-    def feature_maps(
-        self,
-        images: Tensor,  # (b, c, H, W)
-    ) -> dict[str, Tensor]:  # (b, d, h, w) for each name in `layers`, the deepest last
-        "What is inside on the way to the answer."
-        layers, given = self.layers, _names_inside(self.module)
-        with self._refusals(images):
-            module, images = self._at(images), self._taken(images)
-            heard = not given or not set(layers) <= set(given)
-            maps = _heard_maps(module, images, layers) if heard else _given_maps(module, images)
-        return {name: maps[name] for name in layers}
-
-    @property
-    def layers(self) -> tuple[str, ...]:
-        "Names of what `feature_maps` gives; () if nothing can be seen inside."
-        if self._found is None:
-            self._found = _find_layers(self, self._asked)
-        return self._found
 
     def answering(
         self,
@@ -328,7 +399,7 @@ class Subject(_AnySize):
         "What is known of the subject, as plain data."
         return _about(self)
 
-# %% ../nbs/26_subject.ipynb #dea76424
+# %% ../nbs/26_subject.ipynb #873a1971
 def _about(subject: Subject) -> dict:
     "What is known of a subject, as plain data."
     return {
@@ -338,70 +409,6 @@ def _about(subject: Subject) -> dict:
         "trained_on": subject.dataset and subject.dataset[0], "fingerprint": subject.fingerprint(),
         "outputs": None if subject.outputs is None else [len(subject.outputs), len(subject.classes)],
     }  # fmt: skip
-
-
-def _digest(module: nn.Module):
-    "A hash of structure and weights, to be continued."
-    digest = hashlib.sha256(repr(_structure(module)).encode())
-    for name, value in sorted(module.state_dict().items()):
-        digest.update(repr((name, tuple(value.shape), value.dtype)).encode())
-        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest
-
-
-def _grey(subject: Subject) -> Tensor:
-    "One picture (1, c, h, w) of the native size, on the device and of the type of the model."
-    weight = next((p for p in subject.module.parameters() if p.is_floating_point()), torch.empty(0))
-    settings = getattr(subject.module, "config", None)
-    first = next((part for part in subject.module.modules() if isinstance(part, nn.Conv2d)), None)
-    channels = getattr(getattr(settings, "encoder", settings), "channels", first.in_channels if first else subject.channels)
-    return torch.zeros(1, channels, *subject.native, device=weight.device, dtype=weight.dtype)
-
-
-@torch.no_grad()
-def _try(subject: Subject) -> Tensor:
-    "The answer to a grey picture of the native size."
-    with evaluating(subject.module):
-        return subject(_grey(subject))
-
-
-def _structure(module: nn.Module) -> list:
-    "What a module is beside its weights, such as the number of its heads: the kinds of its parts and their settings."
-    config = getattr(module, "config", None)
-    structure: list = [config] if dataclasses.is_dataclass(config) else []
-    for name, part in module.named_modules():
-        settings = {key: value for key, value in vars(part).items() if key != "training" and not key.startswith("_")}
-        plain = sorted((key, value) for key, value in settings.items() if _is_plain(value))
-        structure.append((name, type(part).__qualname__, plain))
-    return structure
-
-
-def _is_plain(value) -> bool:
-    "Whether a value, or all in a list, is a number, a text or nothing."
-    values = value if isinstance(value, list | tuple) else [value]
-    return all(isinstance(value, bool | int | float | str | None) for value in values)
-
-
-@torch.no_grad()
-def _find_layers(subject: Subject, asked: tuple[str, ...]) -> tuple[str, ...]:
-    "The layers that were asked for, or all that can be seen, in their order."
-    if isinstance(subject.module, torch.jit.ScriptModule):
-        return ()  # nobody can listen to its parts
-    given = _names_inside(subject.module)
-    if given and set(asked) <= set(given):
-        return tuple(name for name in given if not asked or name in asked)
-    parts = [name for name, _ in subject.module.named_modules() if name]
-    unknown = sorted(set(asked) - set(parts))
-    if unknown:
-        names = list(dict.fromkeys([*given, *parts]))
-        near = difflib.get_close_matches(unknown[0], names, n=3) or names
-        raise ValueError(f"{subject.name} has no layer {unknown[0]!r}; it has {_some(near)}.")
-    with evaluating(subject.module):
-        maps = _heard_maps(subject.module, _grey(subject), asked or _parts(subject.module))
-    silent = sorted(set(asked) - set(maps))
-    if silent:
-        raise ValueError(f"The layer {silent[0]!r} of {subject.name} gives no map (b, d, h, w).")
-    return tuple(name for name, x in maps.items() if asked or x.shape[-2] * x.shape[-1] > 1)
 
 # %% ../nbs/26_subject.ipynb #74819b82
 def load_subject(

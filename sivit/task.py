@@ -28,7 +28,7 @@ from .vit import MODELS, ViTConfig, create_model
 # %% ../nbs/13_task.ipynb #a101e039
 TASKS = Registry("task")
 
-
+# %% ../nbs/13_task.ipynb #8a84ed39
 class Task:
     "What a run learns; a subclass says how."
 

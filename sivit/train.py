@@ -83,24 +83,29 @@ class TrainConfig:
     tensorboard: bool = False  # write the log for TensorBoard too
 
     def __post_init__(self):
-        for name in ("epochs", "batch_size", "learning_rate", "accumulate", "log_every", "save_minutes", "budget_size"):
-            if getattr(self, name) is not None and not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be positive; {getattr(self, name)} was given.")
-        whole = ("evaluate_every", "save_every", "workers", "seed")
-        for name in ("minimum_rate", "weight_decay", "consistency", "mixup", "cutmix", *whole):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} must not be negative; {getattr(self, name)} was given.")
-        for name in ("warmup", "label_smoothing", "ema"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} must be a share in [0, 1); {getattr(self, name)} was given.")
-        if self.clip is not None and not self.clip > 0:
-            raise ValueError(f"clip must be positive, or None; {self.clip} was given.")
-        for name, known in {"precision": ("auto", "fp32", "bf16"), "budget": ("epochs", "compute")}.items():
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name} must be one of {known}; {getattr(self, name)!r} was given.")
-        if not 0 < self.layer_decay <= 1:
-            raise ValueError(f"layer_decay must be a factor in (0, 1]; {self.layer_decay} was given.")
-        create_schedule(self.schedule, self.sizes)  # an unknown schedule or a wrong set of sizes is refused here
+        _refuse_impossible(self)
+
+# %% ../nbs/14_train.ipynb #ea1ee74f
+def _refuse_impossible(config: TrainConfig) -> None:
+    "Raise `ValueError` for values out of range and unknown names."
+    for name in ("epochs", "batch_size", "learning_rate", "accumulate", "log_every", "save_minutes", "budget_size"):
+        if getattr(config, name) is not None and not getattr(config, name) > 0:
+            raise ValueError(f"{name} must be positive; {getattr(config, name)} was given.")
+    whole = ("evaluate_every", "save_every", "workers", "seed")
+    for name in ("minimum_rate", "weight_decay", "consistency", "mixup", "cutmix", *whole):
+        if not getattr(config, name) >= 0:
+            raise ValueError(f"{name} must not be negative; {getattr(config, name)} was given.")
+    for name in ("warmup", "label_smoothing", "ema"):
+        if not 0 <= getattr(config, name) < 1:
+            raise ValueError(f"{name} must be a share in [0, 1); {getattr(config, name)} was given.")
+    if config.clip is not None and not config.clip > 0:
+        raise ValueError(f"clip must be positive, or None; {config.clip} was given.")
+    for name, known in {"precision": ("auto", "fp32", "bf16"), "budget": ("epochs", "compute")}.items():
+        if getattr(config, name) not in known:
+            raise ValueError(f"{name} must be one of {known}; {getattr(config, name)!r} was given.")
+    if not 0 < config.layer_decay <= 1:
+        raise ValueError(f"layer_decay must be a factor in (0, 1]; {config.layer_decay} was given.")
+    create_schedule(config.schedule, config.sizes)  # an unknown schedule or a wrong set of sizes is refused here
 
 # %% ../nbs/14_train.ipynb #ea4dae70
 def recipe(
@@ -408,7 +413,7 @@ def _rate(run: _Run) -> float:
     config, peak = run.config, run.config.learning_rate
     return peak * learning_rate_factor(run.progress.step - 1, run.steps, config.warmup, config.minimum_rate / peak)
 
-
+# %% ../nbs/14_train.ipynb #ede08605
 def _evaluate(run: _Run) -> dict | None:
     "The task's measures on the validation pictures; None if any process was told to stop."
     model, device = (run.average.module if run.average else run.model).eval(), run.accelerator.device
@@ -571,7 +576,7 @@ def _update(run: _Run, batch) -> None:
     progress.step, progress.batch = progress.step + 1, progress.batch + 1
     run.bar.update()
 
-
+# %% ../nbs/14_train.ipynb #2c72b98b
 def _after_step(run: _Run) -> None:
     "Log, save or stop, where that is due."
     config, step = run.config, run.progress.step
@@ -596,7 +601,7 @@ def _stop(run: _Run) -> None:
         tqdm.write(message, file=sys.stderr)
     raise Preempted(message)
 
-
+# %% ../nbs/14_train.ipynb #96c2caf5
 def _end_epoch(run: _Run) -> None:
     "Evaluate and note an epoch; save where it is due, the best so far, or the last."
     config, progress = run.config, run.progress
@@ -618,7 +623,7 @@ def _end_epoch(run: _Run) -> None:
     if run.due or best or last:
         _save(run)
 
-
+# %% ../nbs/14_train.ipynb #fe48db3b
 def _go(run: _Run) -> None:
     "All steps that are left."
     progress = run.progress
@@ -632,7 +637,7 @@ def _go(run: _Run) -> None:
             _update(run, batch)
             _after_step(run)
 
-# %% ../nbs/14_train.ipynb #2c72b98b
+# %% ../nbs/14_train.ipynb #fa1dab6b
 class Trained(NamedTuple):
     "What a run leaves behind."
 
@@ -678,7 +683,7 @@ def train(
     done = run.progress
     return Trained(model, done.history, done.account, done.best, done.seconds)
 
-
+# %% ../nbs/14_train.ipynb #575b0969
 def load_model(
     directory: str | os.PathLike,  # of a run, finished or not
     which: str = "best",  # "best", or "last"

@@ -10,7 +10,7 @@ __all__ = ['MODELS', 'SIZES', 'FAMILIES', 'ViTConfig', 'MLP', 'LayerScale', 'Blo
 import dataclasses
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -65,21 +65,7 @@ class ViTConfig:
     merged_grid: tuple[int, int] | None = None  # tokens (h, w) after merging; None: the grid of `image_size`
 
     def __post_init__(self):
-        for name in ("patch_size", "channels", "dim", "depth", "heads"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1; {getattr(self, name)} was given.")
-        choices = {"pool": ("token", "mean"), "head": ("linear", "hidden"), "final_norm": ("tokens", "pooled")}
-        for name, allowed in choices.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} must be one of {allowed}; {getattr(self, name)!r} was given.")
-        if min(self.num_classes, self.registers) < 0 or not 0 <= self.drop_path < 1 or min(self.size) < self.patch_size:
-            raise ValueError(
-                "num_classes and registers must be at least 0, drop_path in [0, 1) and image_size at least patch_size; "
-                f"{self.num_classes}, {self.registers}, {self.drop_path} and {self.image_size} (patch {self.patch_size}) were given."
-            )
-        if self.pool == "token" and self.class_token is False:
-            raise ValueError("pool='token' reads the class token, but class_token=False; set pool='mean' or leave it out.")
-        STEMS[self.stem], POSITIONS[self.position], MERGERS[self.merger]  # an unknown name is refused here
+        _refuse_impossible(self)
 
     @property
     def prefix(self) -> int:
@@ -99,6 +85,25 @@ class ViTConfig:
     def build(self) -> "ViT":
         "A model of this configuration, randomly initialised."
         return ViT(self)
+
+# %% ../nbs/08_vit.ipynb #3cc2d618
+def _refuse_impossible(config: ViTConfig) -> None:
+    "Raise `ValueError` for values out of range, unknown names, and parts that do not go together."
+    for name in ("patch_size", "channels", "dim", "depth", "heads"):
+        if getattr(config, name) < 1:
+            raise ValueError(f"{name} must be at least 1; {getattr(config, name)} was given.")
+    choices = {"pool": ("token", "mean"), "head": ("linear", "hidden"), "final_norm": ("tokens", "pooled")}
+    for name, allowed in choices.items():
+        if getattr(config, name) not in allowed:
+            raise ValueError(f"{name} must be one of {allowed}; {getattr(config, name)!r} was given.")
+    if min(config.num_classes, config.registers) < 0 or not 0 <= config.drop_path < 1 or min(config.size) < config.patch_size:
+        raise ValueError(
+            "num_classes and registers must be at least 0, drop_path in [0, 1) and image_size at least patch_size; "
+            f"{config.num_classes}, {config.registers}, {config.drop_path} and {config.image_size} (patch {config.patch_size}) were given."
+        )
+    if config.pool == "token" and config.class_token is False:
+        raise ValueError("pool='token' reads the class token, but class_token=False; set pool='mean' or leave it out.")
+    STEMS[config.stem], POSITIONS[config.position], MERGERS[config.merger]  # an unknown name is refused here
 
 # %% ../nbs/08_vit.ipynb #0fedd737
 class MLP(nn.Sequential):
@@ -127,7 +132,7 @@ class LayerScale(nn.Module):
         "`(…, d)` -> the same shape."
         return x * self.gamma
 
-
+# %% ../nbs/08_vit.ipynb #5be77ca5
 class Block(nn.Module):
     "A pre-norm transformer block (Dosovitskiy et al. 2021, Eqs. 2–3)."
 
@@ -161,16 +166,24 @@ class Block(nn.Module):
         x = x + self.drop_path(self.scale1(self.attention(self.norm1(x), position, grid, layer, prefix, visible)))
         return x + self.drop_path(self.scale2(self.mlp(self.norm2(x))))
 
-# %% ../nbs/08_vit.ipynb #5301cb4a
-class Features(NamedTuple):
-    "What the encoder makes of a batch of pictures."
+# %% ../nbs/08_vit.ipynb #3cdcdb3b
+def _build_blocks(c: ViTConfig) -> nn.ModuleList:
+    "The blocks of a configuration, dropped more often the deeper they are."
+    rates = torch.linspace(0, c.drop_path, c.depth).tolist()
+    blocks = nn.ModuleList(Block(c.dim, c.heads, c.mlp_ratio, c.qkv_bias, r, c.qk_norm, c.layer_scale) for r in rates)
+    return blocks.apply(_initialise)
 
-    prefix: Tensor  # (b, p, d) the class token, where there is one, then the registers; p may be 0
-    map: Tensor  # (b, h, w, d) tokens on the grid after merging
 
-# %% ../nbs/08_vit.ipynb #10e720f0
-class Encoder(nn.Module):
-    "Pictures to a class token and a map (Dosovitskiy et al. 2021, Eqs. 1–4, with a merger before the blocks)."
+def _initialise(module: nn.Module) -> None:
+    "Xavier-uniform weights, scaled to the width of the layer, and zero biases, as in ViT's own code."
+    if isinstance(module, nn.Linear):
+        nn.init.xavier_uniform_(module.weight)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+# %% ../nbs/08_vit.ipynb #8cd5b7da
+class _EncoderParts(nn.Module):
+    "The parts of an encoder, as its configuration names them."
 
     def __init__(
         self,
@@ -193,6 +206,17 @@ class Encoder(nn.Module):
 
     def _prefix_tokens(self) -> list[Tensor]:
         return [tokens for tokens in (self.class_token, self.registers) if tokens is not None]
+
+# %% ../nbs/08_vit.ipynb #5301cb4a
+class Features(NamedTuple):
+    "What the encoder makes of a batch of pictures."
+
+    prefix: Tensor  # (b, p, d) the class token, where there is one, then the registers; p may be 0
+    map: Tensor  # (b, h, w, d) tokens on the grid after merging
+
+# %% ../nbs/08_vit.ipynb #10e720f0
+class Encoder(_EncoderParts):
+    "Pictures to a class token and a map (Dosovitskiy et al. 2021, Eqs. 1–4, with a merger before the blocks)."
 
     def start(
         self,
@@ -242,21 +266,6 @@ class Encoder(nn.Module):
         for layer in range(len(self.blocks)):
             x = self.step(x, grid, layer)
         return self.split(self.norm(x), grid)
-
-# %% ../nbs/08_vit.ipynb #3cdcdb3b
-def _build_blocks(c: ViTConfig) -> nn.ModuleList:
-    "The blocks of a configuration, dropped more often the deeper they are."
-    rates = torch.linspace(0, c.drop_path, c.depth).tolist()
-    blocks = nn.ModuleList(Block(c.dim, c.heads, c.mlp_ratio, c.qkv_bias, r, c.qk_norm, c.layer_scale) for r in rates)
-    return blocks.apply(_initialise)
-
-
-def _initialise(module: nn.Module) -> None:
-    "Xavier-uniform weights, scaled to the width of the layer, and zero biases, as in ViT's own code."
-    if isinstance(module, nn.Linear):
-        nn.init.xavier_uniform_(module.weight)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
 
 # %% ../nbs/08_vit.ipynb #96f2bcc0
 def forward_visible(
@@ -389,10 +398,7 @@ class ViT(nn.Module, Pretrained, Trainable):
         norm: bool = False,  # apply the final normalisation to each
     ) -> tuple[Features, list[Tensor]]:  # the features, and a map (b, d, h, w) per index
         "The features and the maps after chosen blocks, for dense heads and for looking inside."
-        depth = self.config.depth
-        wanted = range(depth)[-indices:] if isinstance(indices, int) else range(depth) if indices is None else indices
-        if (isinstance(indices, int) and not 1 <= indices <= depth) or not all(-depth <= i < depth for i in wanted):
-            raise ValueError(f"indices must name blocks 0 to {depth - 1}, or count at most {depth}; {indices} was given.")
+        wanted = _chosen_blocks(indices, self.config.depth)
         states = list(self.encoder.walk(images))[1:]
         maps = [self.encoder.norm(states[i].map) if norm else states[i].map for i in wanted]
         return Features(*map(self.encoder.norm, states[-1])), [rearrange(m, "b h w d -> b d h w") for m in maps]
@@ -418,6 +424,14 @@ def _build_head(config: ViTConfig) -> nn.Sequential:
     head = nn.Sequential(*norm, *hidden, last)
     head.apply(_initialise)
     return head
+
+
+def _chosen_blocks(indices: list[int] | int | None, depth: int) -> Sequence[int]:
+    "The blocks to look behind: those that were named, the last so many, or all."
+    wanted = range(depth)[-indices:] if isinstance(indices, int) else range(depth) if indices is None else indices
+    if (isinstance(indices, int) and not 1 <= indices <= depth) or not all(-depth <= i < depth for i in wanted):
+        raise ValueError(f"indices must name blocks 0 to {depth - 1}, or count at most {depth}; {indices} was given.")
+    return wanted
 
 # %% ../nbs/08_vit.ipynb #41979457
 MODELS = Registry("model")
