@@ -40,9 +40,9 @@ SIDES["vitar_micro_patch4"] = (64, 48, 36)  # which take equally many passes of 
 
 @dataclasses.dataclass(frozen=True)
 class Profile:
-    model: str = "vit_tiny_patch16"
-    batch: int = 4
-    lap: int = 3  # steps of a turn
+    model: str = "vit_micro_patch4"
+    batch: int = 16
+    lap: int = 10  # steps of a turn
     laps: int = 4  # turns
     loops: tuple[str, ...] = ("EMA",)
     rounds: int = 4  # of the races
@@ -51,7 +51,7 @@ class Profile:
 
 PROFILES = {
     "quick": Profile(),
-    "cpu": Profile(batch=8, lap=5, laps=8, loops=tuple(LOOPS), rounds=16, graphs=True),
+    "cpu": Profile("vit_tiny_patch16", 8, 5, laps=8, loops=tuple(LOOPS), rounds=16, graphs=True),
     "gpu": Profile("vit_small_patch16", 128, 50, 12, tuple(LOOPS), 30, True),
 }
 
@@ -137,7 +137,7 @@ def all_sizes_rows(chosen: Profile) -> list[dict]:
         whole, batch = training_model(chosen.model), pictures(shown, chosen.batch)
         optimiser = torch.optim.AdamW(whole.parameters(), lr=1e-5, fused=True)
         steps[name] = lambda w=whole, b=batch, o=optimiser: train_step(w, *b, o, accelerator, 1.0)
-    counts = [math.prod(patch_grid((side, side), 16)) for side in sides]
+    counts = [math.prod(patch_grid((side, side), whole.model.config.patch_size)) for side in sides]
     table = race(steps, bench.device(), chosen.rounds).assign(what="all sizes", tokens=[1, sum(counts) / counts[0]])
     return table.to_dict("records")
 

@@ -21,7 +21,6 @@ encodings = ""  # names separated by spaces, or "all"; "": those of the profile
 # %% tags=["injected-parameters"]
 # Parameters
 profile = "cpu"
-encodings = "learned lookhere fuzzy alibi rope_axial"
 
 
 # %% [markdown]
@@ -30,7 +29,7 @@ encodings = "learned lookhere fuzzy alibi rope_axial"
 #
 # **Protocol.** One encoder behind a [stem of two convolutions](../03_patch.ipynb#a-hybrid-stem), which learns quickly; every position encoding × every merger × three schedules: one size, one size per batch, and all sizes in every step with the [consistency loss](../10_multires.ipynb). All see the same scenes for the same number of epochs;
 # scenes are drawn at every size anew and never cropped. The largest training size is the one that the single schedule sees. A model is judged by its accuracy there and by the *area* under its accuracy over the logarithm of an axis: the accuracy to expect if a halving is as likely as a doubling.
-# Differences are of pairs that agree in all other factors and the seed, with [Student's interval over seeds](../25_study.ipynb#what-a-factor-is-worth); probabilities are corrected by Holm's method over all tests of this page.
+# Differences are of pairs that agree in all other factors and the seed, with [Student's interval over seeds](../25_study.ipynb#what-a-factor-is-worth); probabilities are corrected by Holm's method over the whole table of paired differences.
 #
 # Run it yourself: `papermill nbs/experiments/factors.ipynb out.ipynb -p profile cpu`
 
@@ -43,12 +42,13 @@ import numpy as np
 import pandas as pd
 from IPython.display import Markdown
 
-from sivit.core import PALETTE, figure_style, look
+from sivit.core import PALETTE, figure_style, look, write_atomic
+from sivit.data import create_dataset
 from sivit.merge import list_mergers
 from sivit.report import save_numbers
 from sivit.study import Run, areas, holm, paired, percent, provenance, results_folder, run_grid, summarise
 from sivit.train import TrainConfig
-from sivit.vit import list_positions
+from sivit.vit import create_model, list_positions
 
 results = results_folder(results)
 figure_style()
@@ -103,10 +103,13 @@ def run_of(position: str, merger: str, schedule: str, seed: int, epochs: int | N
 # %%
 #| output: false
 table = run_grid([run_of(*cell) for cell in itertools.product(POSITIONS, MERGERS, SCHEDULES, range(chosen["seeds"]))], results)
+validation = create_dataset("scenes", "val", length=1, **chosen["scenes"])
+chance = 1 / len(validation.classes)
+grid = {"profile": profile, "side": SIDE, "sizes": SCHEDULES, "grid": GRID, "scenes": chosen["scenes"], "chance": chance, "runs": sorted(table.key.unique())}
+write_atomic(results / "factors/grid.json", json.dumps(grid, indent=1) + "\n")  # for the explorer
 area = areas(table)
 summary = summarise(area.assign(value=0), ["position", "merger", "schedule"], measure="area")
 at_side = summarise(table[(table.axis == "resolution") & (table.value == SIDE)], ["position", "merger", "schedule"])
-chance = 1 / chosen["scenes"]["config"].get("classes", 10) if isinstance(chosen["scenes"]["config"], dict) else 0.1
 
 # %% [markdown]
 # ## The whole grid
@@ -115,6 +118,7 @@ chance = 1 / chosen["scenes"]["config"].get("classes", 10) if isinstance(chosen[
 #| label: fig-factors
 #| fig-cap: "Area under the accuracy along resolution, in percent, mean over seeds: every encoding (rows) with every merger (columns) under every schedule (panels). Rows are in the order of their mean; one scale of colour for all panels."
 names = {"none": "plain", "avgpool": "average", "convpool": "conv + pool", "atm": "ATM"}
+SCHEDULE_NAMES = {"single": "one size", "per_batch": "one per batch", "all": "all sizes"}
 titles = {"single": f"one size, {SIDE} px", "per_batch": "one size per batch", "all": "all sizes, consistent"}
 resolution = summary[summary.axis == "resolution"]
 order = resolution.groupby("position").area.mean().sort_values(ascending=False).index
@@ -147,7 +151,7 @@ for (row, axis), (column, schedule) in itertools.product(enumerate(AXES), enumer
         curve = chosen_rows.groupby("value").accuracy.mean()
         ax.plot(curve.index, 100 * curve, label=names[merger], **look(merger))
     ax.set_xscale("log", base=2)
-    ax.set_xticks(sorted(chosen_rows.value.unique()), [f"{value:g}" for value in sorted(chosen_rows.value.unique())])
+    ax.set_xticks(sorted(chosen_rows.value.unique()), [f"{value:g}" for value in sorted(chosen_rows.value.unique())], fontsize=7)
     ax.minorticks_off()
     ax.axhline(100 * chance, color="0.6", lw=0.8, ls=":")
     ax.set(ylim=(0, 100), title=titles[schedule] if row == 0 else None, ylabel="accuracy, %" if column == 0 else None)
@@ -226,10 +230,35 @@ tests["p_holm"] = holm(tests.p)
 #| label: tbl-factors
 #| tbl-cap: "Paired differences in area, in points, with 95 % intervals over seeds. A star marks what is left at 5 % after Holm's correction over the whole table; in brackets, the share of pairs in which the first is ahead."
 tests["shown"] = [f"{100 * row.difference:+.1f} [{100 * row.low:+.1f}, {100 * row.high:+.1f}]{' *' if row.p_holm < 0.05 else ''} ({100 * row.wins:.0f} %)" for row in tests.itertuples()]
-tests["compared"] = tests["first"].replace(names) + " − " + tests["second"].replace(names)
+spoken = [{"none": "no encoding"} if question == "kind of position" else names | SCHEDULE_NAMES for question in tests.question]
+tests["compared"] = [f"{name.get(row.first, row.first)} − {name.get(row.second, row.second)}" for name, row in zip(spoken, tests.itertuples(), strict=True)]
 tests["row"] = range(len(tests))
 wide = tests.pivot_table(index=["question", "where", "compared"], columns="axis", values="shown", aggfunc="first", sort=False)[list(AXES.values())]
 Markdown(wide.reset_index().to_markdown(index=False))
+
+# %% [markdown]
+# ## Which encoding would we take?
+#
+# Trained at all sizes and without a merger every encoding is at its best, and they are close together. They are ranked by the mean of the areas along the three axes, and the first is compared with each of the others, seed by seed.
+
+# %%
+#| label: tbl-factors-ranking
+#| tbl-cap: "Encodings of the plain transformer trained at all sizes: mean of the areas along the three axes, by which they are ranked, how far each is behind the first, in points with the 95 % interval over seeds, and the areas in percent. In brackets, the rank after training at one size."
+whole = area[area.merger == "none"].groupby(["position", "schedule", "seed"], as_index=False).area.mean()
+ranking = {schedule: whole[whole.schedule == schedule].groupby("position").area.mean().sort_values(ascending=False) for schedule in SCHEDULES}
+first = ranking["all"].index[0]
+by_axis = area[(area.merger == "none") & (area.schedule == "all")].groupby(["position", "axis"]).area.mean().unstack()
+behind = {first: ""}
+for name in ranking["all"].index[1:]:
+    found = paired(whole[whole.schedule == "all"], "position", name, first, [])
+    behind[name] = f"{100 * found['difference']:+.1f} [{100 * found['low']:+.1f}, {100 * found['high']:+.1f}]"
+ranks = {schedule: {name: i + 1 for i, name in enumerate(ranked.index)} for schedule, ranked in ranking.items()}
+rows = [
+    {"rank": f"{rank} ({ranks['single'][name]})", "encoding": name, "mean of areas": f"{100 * ranking['all'][name]:.1f}", "behind the first": behind[name],
+     **{AXES[axis]: f"{100 * by_axis.loc[name, axis]:.1f}" for axis in AXES}}
+    for name, rank in ranks["all"].items()
+]  # fmt: skip
+Markdown(pd.DataFrame(rows).to_markdown(index=False))
 
 # %% [markdown]
 # ## Is the merger only slow to learn?
@@ -266,7 +295,7 @@ for (name, (merger, options)) in VARIANTS.items():
 for ax, title, label in zip(axes, (f"accuracy at {SIDE} px", "area along resolution", f"after {LENGTHS[-1]} epochs"), ("epochs", "epochs", "side of the test picture, px"), strict=True):
     ticks = LENGTHS if label == "epochs" else POINTS["resolutions"]
     ax.set_xscale("log", base=2)
-    ax.set_xticks(ticks, ticks)
+    ax.set_xticks(ticks, ticks, fontsize=7)
     ax.minorticks_off()
     ax.set(title=title, xlabel=label, ylim=(0, 100))
 for size in SIZES:
@@ -329,8 +358,8 @@ for ax, schedule in zip(axes, SCHEDULES, strict=True):
     for merger in MERGERS:
         rows = against[(against.schedule == schedule) & (against.merger == merger)]
         ax.plot(rows.macs / 1e9, 100 * rows.area, linestyle="", label=names[merger], **look(merger), alpha=0.8)
-    ax.set(title=titles[schedule], xlabel="training, 10⁹ MACs", xlim=(0, None))
-axes[0].set(ylabel="area along resolution, %")
+    ax.set(title=titles[schedule], xlabel="training, 10⁹ MACs")
+axes[0].set(ylabel="area along resolution, %", xlim=(0, None))
 fig.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=4)
 plt.show()
 
@@ -359,7 +388,11 @@ for axis in AXES:
 for schedule in SCHEDULES:
     ranked = resolution[(resolution.merger == "none") & (resolution.schedule == schedule)].sort_values("area", ascending=False)
     numbers |= {f"best_plain_{schedule}": ranked.position.iloc[0], f"best_plain_{schedule}_area": f"{100 * ranked.area.iloc[0]:.1f} %", f"worst_plain_{schedule}": ranked.position.iloc[-1], f"worst_plain_{schedule}_area": f"{100 * ranked.area.iloc[-1]:.1f} %"}
-numbers["sivit_all"] = percent(resolution.set_index(["position", "merger", "schedule"]).loc["lookhere", "none", "all"], measure="area")
+own = create_model("sivit_micro_patch4").config.position
+second, last = ranking["all"].index[[min(1, len(POSITIONS) - 1), -1]]
+numbers |= {"own": own, "second": second, "second_behind": behind[second], "last": last, "last_behind": behind[last]}
+numbers |= {f"own_rank_{schedule}": f"{ranks[schedule].get(own, 'not run in this profile')}" for schedule in SCHEDULES}
+numbers["own_areas"] = ", ".join(f"{100 * by_axis.loc[own, axis]:.1f} % ({name})" for axis, name in AXES.items()) if own in POSITIONS else "not run in this profile"
 short = {titles[name]: name for name in SCHEDULES} | {names[name]: name for name in names}
 for row in tests.itertuples():
     name = f"{row.axis.replace(' ', '_')}_{row.first}_over_{row.second}_{short[row.where]}"

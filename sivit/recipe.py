@@ -180,6 +180,7 @@ def vitar() -> dict:  # fields of a `TrainConfig`
 
 @RECIPES.register("sivit")
 def sivit() -> dict:  # fields of a `TrainConfig`
-    "This package's: DeiT's regularisation, ResFormer's sizes and consistency loss, at the compute of 100 epochs at 224."
+    "This package's: DeiT's regularisation and ResFormer's sizes, one per batch, at the compute of 100 epochs at 224."
+    sizes = {"schedule": "per_batch", "sizes": (224, 160, 128)}
     budget = {"budget": "compute", "epochs": 100, "warmup": 0.05, "clip": 1.0, "ema": 0.9999}
-    return resformer() | budget | {"model": "sivit_small_patch16"}
+    return deit() | sizes | budget | {"model": "sivit_small_patch16"}

@@ -4,7 +4,7 @@
   const choice = Object.fromEntries(["position", "merger", "schedule", "axis"].map((name) => [name, find(`select[name=${name}]`)]));
   const slider = find("input"), factors = [choice.position, choice.merger, choice.schedule];
   const AXES = {
-    resolution: { name: "resolution", slider: "Side of the test picture", text: (v) => `${v} px`, seen: (sizes) => sizes, at: 24 },
+    resolution: { name: "resolution", slider: "Side of the test picture", text: (v) => `${v} px`, seen: (sizes) => sizes, at: data.side },
     object_scale: { name: "object scale", slider: "Size of the object", text: (v) => `${number(v)} ×`, seen: () => [1], at: 1 },
     canvas: { name: "canvas", slider: "Side of the canvas", text: (v) => `${number(v)} ×`, seen: () => [1], at: 1 },
   };
