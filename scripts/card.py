@@ -33,7 +33,11 @@ results = "paper/results"  # folder of results, from the project's root
 # Run it yourself: `papermill nbs/experiments/card.ipynb out.ipynb -p profile cpu`
 
 # %%
+from pathlib import Path
+
+import joblib
 import pandas as pd
+import torch
 from IPython.display import Markdown
 
 from sivit.core import figure_style
@@ -115,13 +119,20 @@ def run_of(name: str) -> Run:
     return Run(recipe, test_options={"length": chosen["test"]}, **points)
 
 
+def place_of(name: str, run: Run, folder: str) -> Path:
+    "Where a model or its card is kept."
+    return results / "card" / folder / f"{name.lower().replace(' ', '-')}-{run.key}"
+
+
+def train_at(config: TrainConfig, place: Path) -> None:
+    "Train a model, or go on with it."
+    train(config, place, progress=False)
+
+
 def card_of(name: str, run: Run) -> Card:
-    "The card of a model, which is trained first if need be."
-    plain = name.lower().replace(" ", "-")
-    folder = results / "card" / profile / f"{plain}-{run.key}"
+    "The card of a model that is trained."
+    folder, place = place_of(name, run, profile), place_of(name, Run(run.train), "models")
     if not (folder / "card.json").exists():
-        place = results / "card" / "models" / f"{plain}-{Run(run.train).key}"
-        train(run.train, place, progress=False)
         subject, axes = load_subject(place, name=name), (run.resolutions, run.object_scales, run.canvases)
         save_card(report_card(subject, scenes, *axes, directory=place, reference=side, probes=chosen["probes"], progress=False), folder, page=False)
     return load_card(folder)
@@ -131,6 +142,8 @@ def card_of(name: str, run: Run) -> Card:
 #| output: false
 scenes = create_dataset("scenes", "val", length=chosen["test"], **chosen["scenes"])
 runs = {name: run_of(name) for name in MODELS}
+missing = [(run.train, place_of(name, Run(run.train), "models")) for name, run in runs.items() if not (place_of(name, run, profile) / "card.json").exists()]
+joblib.Parallel(n_jobs=1 if torch.cuda.is_available() else joblib.cpu_count())(joblib.delayed(train_at)(*one) for one in missing)
 cards = {name: card_of(name, run) for name, run in runs.items()}
 tables = {name: {axis: card.table(axis).set_index("value") for axis in card.axes} for name, card in cards.items()}
 comparison = compare(list(cards.values()))

@@ -17,6 +17,11 @@
 profile = "quick"  # "quick": a minute and a half on two cores; "cpu": half an hour, the whole grid; "gpu": on a GPU
 results = "paper/results"  # folder of results, from the project's root
 
+# %% tags=["injected-parameters"]
+# Parameters
+profile = "cpu"
+
+
 # %% [markdown]
 # An encoder in which every part can be exchanged has to pay for its hooks somewhere, and a promise to take any picture is worth nothing if a large one cannot be waited for. **Questions:** what does a plain ViT cost in this frame, beside the one that people compare with,
 # [timm](https://github.com/huggingface/pytorch-image-models)'s? How large a picture fits on a small machine, and how near is its time to what the machine's arithmetic allows? What do a bias inside attention, the training loop, checkpointing, the start of a process cost?
