@@ -16,6 +16,12 @@
 # %% tags=["parameters"]
 profile = "quick"  # "quick": two minutes on one core; "cpu": less than an hour on two cores; "gpu": about an hour on one GPU
 results = "paper/results"  # folder of results, from the project's root
+seeds = 0  # trainings of each model with seeds of their own, to see how far they differ; 0: none, or two or more
+
+# %% tags=["injected-parameters"]
+# Parameters
+seeds = 3
+
 
 # %% [markdown]
 # A [report card](../27_evaluate.ipynb) follows a model along three axes. On photographs they are hard to tell apart; scenes are drawn anew on each, so here the three can be read against each other. **Questions:** does a model that stands one of them stand the others?
@@ -28,7 +34,7 @@ results = "paper/results"  # folder of results, from the project's root
 # so that the loss can be split into the two steps, and each step is the difference of two points of the card.
 #
 # **Protocol.** Four transformers learn the same kind of scenes with the same recipe and **equal compute**: of each, training sees as many different scenes as cost the same operations. They differ in the sizes that are shown, in the position encoding and in the merger. A [stem of two convolutions](../03_patch.ipynb#a-hybrid-stem) makes all of them
-# quick learners. All are judged on the same scenes, which none has seen. Scenes are never cropped, so the [FixRes effect](../27_evaluate.ipynb) has no part in the curves. There is **one training of each**: intervals and tests are about the pictures, and cannot tell a good model from a lucky one.
+# quick learners. All are judged on the same scenes, which none has seen. Scenes are never cropped, so the [FixRes effect](../27_evaluate.ipynb) has no part in the curves. There is **one training of each** on a card: intervals and tests are about the pictures, and cannot tell a good model from a lucky one.
 #
 # Run it yourself: `papermill nbs/experiments/card.ipynb out.ipynb -p profile cpu`
 
@@ -45,7 +51,7 @@ from sivit.cost import count_macs
 from sivit.data import create_dataset
 from sivit.evaluate import Card, card_figures, card_summary, compare, comparison_figure, load_card, redraw, report_card, save_card
 from sivit.report import save_numbers
-from sivit.study import Run, provenance, results_folder
+from sivit.study import Run, paired, provenance, results_folder, run_grid
 from sivit.subject import load_subject
 from sivit.train import TrainConfig, train
 from sivit.vit import create_model
@@ -106,13 +112,13 @@ def cost_of(name: str) -> float:
     return sum(count_macs(network, (3, size, size)) for size in shown) / len(shown)
 
 
-def run_of(name: str) -> Run:
+def run_of(name: str, seed: int = 0) -> Run:
     "How a model is trained, and the points of its card."
     model, _, shown = MODELS[name]
     recipe = TrainConfig(
         model=model, model_options=options_of(name), dataset="scenes",
         dataset_options={"length": round(chosen["length"] * cost_of(ONE) / cost_of(name)), **chosen["scenes"]},
-        schedule="single" if len(shown) == 1 else "per_batch", sizes=shown, evaluate_every=0,
+        schedule="single" if len(shown) == 1 else "per_batch", sizes=shown, evaluate_every=0, seed=seed,
         **{setting: chosen[setting] for setting in ("epochs", "batch_size", "learning_rate")},
     )  # fmt: skip
     points = {axis: chosen[axis] for axis in ("resolutions", "object_scales", "canvases")}
@@ -372,6 +378,38 @@ Markdown(
 )
 
 # %% [markdown]
+# ### Would another training say the same?
+#
+# The intervals so far are about pictures. The steps once more, of several trainings of each model, with intervals over their seeds:
+
+# %%
+#| output: false
+trainings = {run.key: name for name in MODELS for seed in range(seeds) for run in [run_of(name, seed)]}
+repeated = run_grid([run_of(name, seed) for name in MODELS for seed in range(seeds)], results) if seeds else pd.DataFrame()
+if seeds:
+    factor = repeated.value / repeated.axis.map({"resolution": side}).fillna(1)
+    repeated = repeated.assign(point=[f"{axis} {value:g}" for axis, value in zip(repeated.axis, factor, strict=True)], name=repeated.key.map(trainings))
+
+
+def over_seeds(name: str, part: str, factor: float) -> str:
+    "A step's mean over the trainings of a model, with Student's interval."
+    if not seeds:
+        return "not run in this profile"
+    there, here = (f"{axis} {value:g}" for axis, value in STEPS[factor][part])
+    found = paired(repeated[repeated.name == name], "point", there, here, [], "accuracy")
+    return shares(found["difference"], found["low"], found["high"], "+")
+
+
+# %%
+#| label: tbl-cards-seeds
+#| tbl-cap: "The steps of the table before, mean over trainings with different seeds and 95 % intervals over them."
+rows = [
+    {"resolution": f"× {factor:g}", "model": name, **{part: over_seeds(name, part, factor) for part in ("object", "canvas", "both")}}
+    for factor in STEPS for name in MODELS
+]  # fmt: skip
+Markdown(pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True))
+
+# %% [markdown]
 # ## What else is on a card
 #
 # A model can be as often right and yet answer otherwise, and a probability should be right about as often as it says.
@@ -415,7 +453,7 @@ Markdown(f"The last block is similar to itself at the reference by {'; '.join(fo
 # %% [markdown]
 # ## Limits
 #
-# One training of each model is no comparison of methods: with another seed, the recipe that is best here may be second. For that there are experiments with several seeds, on [resolution](resolution.ipynb) and [positions](positions.ipynb). The models are small and the scenes plain; a network without the convolutional stem, or one that reads a class token instead
+# One training of each model is no comparison of methods: with another seed, the recipe that is best here may be second. For that there are experiments with several seeds, above all the [grid of encodings, mergers and schedules](factors.ipynb). The models are small and the scenes plain; a network without the convolutional stem, or one that reads a class token instead
 # of a mean over the map, may take a canvas otherwise. What carries over is how to read a card: *no axis alone says how a model stands a change of scale, and the resolution, which is the one that everybody measures, is a mixture of the two others.*
 
 # %% [markdown]
@@ -431,5 +469,7 @@ for short, name in zip(("one", "several", "rope", "vitar"), MODELS, strict=True)
     numbers |= {f"{short}_{word}": f"{at(name, 'resolution', value):.1f} %" for word, value in (("reference", side), ("small", low), ("large", high))}
     numbers |= {f"{short}_object": f"{at(name, 'object_scale', 0.5):.1f} %", f"{short}_canvas": f"{at(name, 'canvas', 2):.1f} %"}
     numbers |= {f"{short}_{part}_{word}": shares(*steps[name, factor][part], "+") for part in ("object", "canvas", "both") for word, factor in (("double", 2), ("half", 0.5))}
+    numbers |= {f"{short}_{part}_{word}_seeds": over_seeds(name, part, factor) for part in ("object", "canvas", "both") for word, factor in (("double", 2), ("half", 0.5))}
+numbers["seeds"] = f"{seeds}"
 save_numbers("card", numbers, results)
 pd.Series(numbers)
