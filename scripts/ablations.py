@@ -56,7 +56,7 @@ POINTS = {"resolutions": (8, 12, 16, 20, 24, 32, 48, 96), "object_scales": (0.35
 SEGMENTATION = {"length": 448, "epochs": 4, "test": 48, "side": 40, "sizes": (20, 40), "resolutions": (16, 20, 28, 40, 80), "encoder": {"patch_size": 4, "dim": 48, "depth": 2, "heads": 3}}
 PROFILES = {
     "quick": {
-        "seeds": 2, "length": 480, "points": {"resolutions": (8, 12, 16, 24, 48)}, "epochs": 2, "depth": 1, "scenes": {"config": {"classes": 4, "half_width": [0.3, 0.45]}}, "test": 60, "train": {"batch_size": 32, "learning_rate": 2e-3},
+        "seeds": 2, "length": 320, "points": {"resolutions": (8, 12, 16, 24, 48)}, "epochs": 2, "depth": 1, "scenes": {"config": {"classes": 4, "half_width": [0.3, 0.45]}}, "test": 60, "train": {"batch_size": 32, "learning_rate": 2e-3},
         "compute": (("fuzzy",), 2), "sets": ((24,), (12, 16, 24)), "set_epochs": 2, "encodings": ("fuzzy",), "models": {"depth 1": {}, "depth 2": {"depth": 2}},
         "segmentation": SEGMENTATION | {"encodings": ("fuzzy",), "length": 224, "epochs": 2},
     },
@@ -337,9 +337,12 @@ for merger in NAMES:
     numbers[f"sizes_gain_{NAMES[merger].lower()}"] = told(where(several_area, merger=merger), "set", last, first)
 for name, key in zip(list(CHOICES)[1:], ("even", "unmasked", "last"), strict=True):
     numbers[f"choice_{key}"] = told(choice_area, "choice", name, "as printed")
-for i, name in enumerate(chosen["models"]):
-    rows = where(by_size, size=name).sort_values("area", ascending=False)
-    numbers |= {f"model_{i}": name, f"model_{i}_best": rows.position.iloc[0], f"model_{i}_best_area": percent(rows.iloc[0], measure="area"), f"model_{i}_worst": rows.position.iloc[-1], f"model_{i}_worst_area": percent(rows.iloc[-1], measure="area")}
+depths = {name: changed.get("depth", chosen["depth"]) for name, changed in chosen["models"].items()}
+for label, name in (("shallow", min(depths, key=depths.get)), ("deep", max(depths, key=depths.get))):
+    ranked = where(by_size, size=name).sort_values("area", ascending=False)
+    numbers[label] = name
+    for place, row in (("best", ranked.iloc[0]), ("worst", ranked.iloc[-1])):
+        numbers |= {f"{label}_{place}": row.position, f"{label}_{place}_area": percent(row, measure="area")}
 for way, label in zip(WAYS, ("plain", "merged"), strict=True):
     numbers[f"masks_several_{label}"] = told(where(masks_area, way=way), "schedule", "per_batch", "single", ("position",))
 numbers["masks_merged"] = told(where(masks_area, schedule="per_batch"), "way", "merged, unmerged", "plain", ("position",))

@@ -65,8 +65,8 @@ AXES = {"resolution": "resolution", "object_scale": "object scale", "canvas": "c
 POINTS = {"resolutions": (8, 12, 16, 20, 24, 32, 48, 96), "object_scales": (0.35, 0.5, 0.7, 1, 1.2), "canvases": (0.5, 0.75, 1, 1.5, 2)}
 PROFILES = {
     "quick": {
-        "encodings": "learned lookhere", "mergers": ("none", "atm"), "seeds": 3, "length": 1600, "epochs": 2, "batch_size": 32, "learning_rate": 2e-3, "depth": 1,
-        "scenes": {"config": {"classes": 4, "half_width": [0.3, 0.45]}}, "test": 100, "longer": (4,),
+        "encodings": "learned lookhere", "mergers": ("none", "atm"), "seeds": 2, "length": 800, "epochs": 2, "batch_size": 32, "learning_rate": 2e-3, "depth": 1,
+        "scenes": {"config": {"classes": 4, "half_width": [0.3, 0.45]}}, "test": 60, "longer": (4,),
     },
     "cpu": {
         "encodings": "all", "mergers": list_mergers(), "seeds": 3, "length": 6400, "epochs": 3, "batch_size": 32, "learning_rate": 2e-3, "depth": 2,

@@ -59,7 +59,7 @@ SCENES = {
     "dataset": "scenes", "learning_rate": 1e-3, "schedules": {"single": (32,), "per_batch": (24, 32)},
     "test_options": {"length": 1000}, "resolutions": (16, 24, 32, 40, 48, 64, 96, 128),
 }  # fmt: skip
-SOME = "learned sincos lookhere"
+SOME = "learned lookhere"
 PROFILES = {
     "quick": {"seeds": 3, "depth": 3, "encodings": SOME, "task": DIGITS | {"epochs": 12}},
     "cpu": {"seeds": 3, "depth": 4, "encodings": "all", "task": SCENES | {"epochs": 10, "dataset_options": {"length": 12_000}}},
