@@ -14,7 +14,7 @@
 # ---
 
 # %% tags=["parameters"]
-profile = "quick"  # "quick": a minute on two cores; "cpu": an hour on two cores; "gpu": an hour on one GPU
+profile = "quick"  # "quick": a minute on two cores; "cpu": an hour on two cores; "gpu": larger, for a GPU
 results = "paper/results"  # folder of results, from the project's root
 
 # %% tags=["injected-parameters"]
@@ -40,7 +40,7 @@ from IPython.display import Markdown
 from sivit.core import figure_style, look
 from sivit.cost import count_macs
 from sivit.report import save_numbers
-from sivit.study import Run, areas, paired, percent, provenance, results_folder, run_grid, summarise
+from sivit.study import Run, areas, paired, percent, points, provenance, results_folder, run_grid, sign_figure, summarise
 from sivit.train import TrainConfig
 from sivit.vit import create_model
 
@@ -99,15 +99,12 @@ def run_of(model: dict, seed: int, schedule: str = "per_batch", sizes: tuple = S
 
 
 def trained(cells: dict[tuple, Run], factors: list[str]) -> pd.DataFrame:
-    "The measured points of named runs, with a column for every factor in the names; the last is the seed."
-    table, named = run_grid(list(cells.values()), results), {run.key: names for names, run in cells.items()}
-    return table.assign(**{name: table.key.map({key: names[i] for key, names in named.items()}) for i, name in enumerate(factors)})
-
-
-def area_along(table: pd.DataFrame, factors: list[str], measure: str = "accuracy", axis: str = "resolution") -> pd.DataFrame:
-    "Area along an axis of every run."
-    found = areas(table[table.axis == axis], measure)
-    return found.merge(table.drop_duplicates("key")[["key", *(name for name in factors if name not in found)]], on="key").assign(value=0)
+    "The measured points of named runs, with a column for every factor in the names."
+    table = run_grid(list(cells.values()), results)
+    for i, name in enumerate(factors):
+        if name not in table:
+            table.insert(0, name, table.key.map({run.key: names[i] for names, run in cells.items()}))
+    return table
 
 
 def where(frame: pd.DataFrame, **same) -> pd.DataFrame:
@@ -117,22 +114,24 @@ def where(frame: pd.DataFrame, **same) -> pd.DataFrame:
 
 def told(frame: pd.DataFrame, factor: str, first: str, second: str, by: tuple[str, ...] = ()) -> str:
     "A paired difference in points, with its interval over seeds."
-    found = paired(frame, factor, first, second, by)
-    return f"{100 * found['difference']:+.1f} [{100 * found['low']:+.1f}, {100 * found['high']:+.1f}]"
+    return points(paired(frame, factor, first, second, by))
 
 
 # %% [markdown]
 # ## At equal compute
 #
-# A batch at all sizes costs as much as a batch at each of them, one at a small size less than one at a large, and a merger takes tokens out of the blocks. Here every run may spend the operations that the plain model needs for the stated number of epochs at the largest size alone. What is cheaper goes on for longer.
+# A batch at all sizes costs as much as a batch at each of them, one at a small size less than one at a large, and a merger takes tokens out of the blocks. Here every run may spend the operations that the plain model with the same encoding needs for the stated number of epochs at the largest size alone, as nearly as whole epochs allow. What is cheaper goes on for longer.
 
 # %%
 #| output: false
 encodings, epochs = chosen["compute"]
-SPENT = {merger: count_macs(create_model("vit_micro_patch4", num_classes=10, **encoder("fuzzy", merger)), (3, SIDE, SIDE)) for merger in NAMES}
+SPENT = {
+    (position, merger): count_macs(create_model("vit_micro_patch4", num_classes=10, **encoder(position, merger)), (3, SIDE, SIDE))
+    for position, merger in itertools.product(encodings, NAMES)
+}  # fmt: skip
 cells = {
     (position, merger, schedule, seed): run_of(
-        encoder(position, merger), seed, schedule, (SIDE,) if schedule == "single" else SIZES, budget="compute", budget_size=SIDE, epochs=round(epochs * SPENT["none"] / SPENT[merger])
+        encoder(position, merger), seed, schedule, (SIDE,) if schedule == "single" else SIZES, budget="compute", budget_size=SIDE, epochs=round(epochs * SPENT[position, "none"] / SPENT[position, merger])
     )
     for seed, position, merger, schedule in itertools.product(seeds, encodings, NAMES, SCHEDULES)
 }  # fmt: skip
@@ -141,7 +140,7 @@ compute = trained(cells, FACTORS)
 equal_epochs = trained({name: run_of(encoder(*name[:2]), name[3], name[2], cells[name].train.sizes) for name in cells}, FACTORS)
 AXES = {"resolution": "resolution", "object_scale": "object scale", "canvas": "canvas"}
 measured = {axis: name for axis, name in AXES.items() if axis in set(compute.axis)}
-budgets = {budget: {axis: area_along(frame, FACTORS, axis=axis) for axis in measured} for budget, frame in (("equal epochs", equal_epochs), ("equal compute", compute))}
+budgets = {budget: {axis: areas(where(frame, axis=axis)) for axis in measured} for budget, frame in (("equal epochs", equal_epochs), ("equal compute", compute))}
 
 # %%
 #| label: fig-ablations-compute
@@ -159,6 +158,7 @@ for ax, (axis, title) in zip(axes[0], measured.items(), strict=True):
     ax.set(title=title, ylim=(0, 100), xlim=(-0.5, 2.5))
 axes[0, 0].set(ylabel="area, %")
 fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=4, fontsize=8)
+sign_figure(fig, provenance(compute, profile))
 plt.show()
 
 # %%
@@ -190,7 +190,7 @@ cells = {
 }  # fmt: skip
 SETS = ["set", "merger", "seed"]
 several = trained(cells, SETS)
-several_area = area_along(several, SETS)
+several_area = areas(where(several, axis="resolution"))
 by_set = summarise(several_area, SETS[:2], measure="area").set_index(SETS[:2])
 
 # %%
@@ -212,6 +212,7 @@ for ax, merger in zip(axes, NAMES, strict=True):
     ax.set_yticks(range(0, 101, 20))
 axes[0].set(ylabel="accuracy, %")
 fig.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
+sign_figure(fig, provenance(several, profile))
 plt.show()
 
 # %%
@@ -236,7 +237,7 @@ cells = {
     for seed, (name, options) in itertools.product(seeds, CHOICES.items())
 }  # fmt: skip
 open_choices = trained(cells, ["choice", "seed"])
-choice_area = area_along(open_choices, ["choice"])
+choice_area = areas(where(open_choices, axis="resolution"))
 
 # %%
 #| label: tbl-ablations-choices
@@ -262,7 +263,7 @@ cells = {
     for seed, position, (name, changed) in itertools.product(seeds, chosen["encodings"], chosen["models"].items())
 }  # fmt: skip
 MODELS = ["size", "position", "seed"]
-deeper = area_along(trained(cells, MODELS), MODELS)
+deeper = areas(where(trained(cells, MODELS), axis="resolution"))
 
 # %%
 #| label: fig-ablations-depth
@@ -277,6 +278,7 @@ ax.set_xticks(range(len(chosen["models"])), chosen["models"])
 ax.set(ylabel="area along resolution, %", ylim=(0, 100), xlabel="encoder")
 fig.legend(*ax.get_legend_handles_labels(), loc="outside upper center", ncols=len(chosen["encodings"]))
 ax.set_xlim(-0.5, len(chosen["models"]) - 0.5)
+sign_figure(fig, provenance(deeper, profile))
 plt.show()
 
 # %% [markdown]
@@ -303,7 +305,7 @@ def segmentation(position: str, way: str, schedule: str, seed: int) -> Run:
 
 TASK = ["position", "way", "schedule", "seed"]
 masks = trained({cell: segmentation(*cell) for cell in itertools.product(asked["encodings"], WAYS, ("single", "per_batch"), seeds)}, TASK)
-masks_area = area_along(masks, TASK, "miou")
+masks_area = areas(masks, "miou")
 
 # %%
 #| label: tbl-ablations-segmentation
@@ -326,6 +328,8 @@ numbers = {
     "provenance": provenance(pd.concat(tables), profile), "runs": f"{pd.concat(tables).key.nunique()}", "compute_epochs": f"{epochs}", "set_epochs": f"{chosen['set_epochs']}",
     "encodings": ", ".join(encodings), "depth_encodings": f"{len(chosen['encodings'])}",
 }  # fmt: skip
+spent = compute.drop_duplicates("key").set_index(FACTORS).training_forward_macs
+numbers["compute_spread"] = f"{100 * max(abs(macs / spent[name[0], 'none', 'single', name[3]] - 1) for name, macs in spent.items()):.0f} %"
 numbers |= {f"{axis}_{name}_{budget.split()[1]}": found.get(axis, "not run in this profile") for (name, budget), found in answers.items() for axis in AXES}
 first, last = next(iter(sets)), list(sets)[-1]
 for label, name in (("one", first), ("most", last)):
@@ -350,5 +354,12 @@ for schedule in ("single", "per_batch"):
     ranked = where(whole, way="plain", schedule=schedule).sort_values("area", ascending=False)
     for label, row in (("best", ranked.iloc[0]), ("worst", ranked.iloc[-1])):
         numbers |= {f"masks_{label}_{schedule}": row.position, f"masks_{label}_{schedule}_area": percent(row, measure="area")}
+own, rival = create_model("sivit_micro_patch4").config.position, encodings[-1]
+wide = max(chosen["models"], key=lambda name: chosen["models"][name].get("dim", 0))
+for label, frame in (("compute", where(budgets["equal compute"]["resolution"], merger="none", schedule="per_batch")), ("deep", where(deeper, size=numbers["deep"])), ("wide", where(deeper, size=wide))):
+    there = own != rival and {own, rival} <= set(frame.position)
+    numbers[f"own_over_rival_{label}"] = told(frame, "position", own, rival) if there else "not run in this profile"
+masks_own = where(whole, position=own, way="plain", schedule="per_batch").iloc[0]
+numbers |= {"rival": rival if rival != own else "none in this profile", "wide": wide, "rival_costs": f"{100 * (SPENT[rival, 'none'] / SPENT[encodings[0], 'none'] - 1):.0f} %", "masks_own_per_batch_area": percent(masks_own, measure="area")}
 save_numbers("ablations", numbers, results)
 pd.Series(numbers)

@@ -14,7 +14,7 @@
 # ---
 
 # %% tags=["parameters"]
-profile = "quick"  # "quick": two minutes on one core; "cpu": less than an hour on two cores; "gpu": about an hour on one GPU
+profile = "quick"  # "quick": two minutes on one core; "cpu": less than an hour on two cores; "gpu": larger, for a GPU
 results = "paper/results"  # folder of results, from the project's root
 seeds = 0  # trainings of each model with seeds of their own, to see how far they differ; 0: none, or two or more
 
@@ -51,7 +51,7 @@ from sivit.cost import count_macs
 from sivit.data import create_dataset
 from sivit.evaluate import Card, card_figures, card_summary, compare, comparison_figure, load_card, redraw, report_card, save_card
 from sivit.report import save_numbers
-from sivit.study import Run, paired, provenance, results_folder, run_grid
+from sivit.study import Run, paired, provenance, results_folder, run_grid, sign_figure
 from sivit.subject import load_subject
 from sivit.train import TrainConfig, train
 from sivit.vit import create_model
@@ -151,6 +151,7 @@ runs = {name: run_of(name) for name in MODELS}
 missing = [(run.train, place_of(name, Run(run.train), "models")) for name, run in runs.items() if not (place_of(name, run, profile) / "card.json").exists()]
 joblib.Parallel(n_jobs=1 if torch.cuda.is_available() else joblib.cpu_count())(joblib.delayed(train_at)(*one) for one in missing)
 cards = {name: card_of(name, run) for name, run in runs.items()}
+origin = provenance(pd.DataFrame({"seed": [0], "device": [cards[ONE].surroundings["device"]]}), profile)
 tables = {name: {axis: card.table(axis).set_index("value") for axis in card.axes} for name, card in cards.items()}
 comparison = compare(list(cards.values()))
 AXES = cards[ONE].axes
@@ -175,7 +176,7 @@ Markdown(pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True))
 # %%
 #| label: fig-cards
 #| fig-cap: "Accuracy of the four models along the three axes, with 95 % bootstrap intervals over the pictures, and below it the difference from the model trained at one size, with paired intervals. Broad grey lines: the reference. Dotted: chance."
-comparison_figure(comparison)
+sign_figure(comparison_figure(comparison), origin)
 
 
 # %%
@@ -431,12 +432,12 @@ Markdown(
 # %%
 #| label: fig-cards-layers-plain
 #| fig-cap: "Plain transformer trained at several sizes: linear CKA of each block's mean activations with those of the same block at the reference, along the three axes."
-card_figures(cards[SEVERAL])["layers"]
+sign_figure(card_figures(cards[SEVERAL])["layers"], origin)
 
 # %%
 #| label: fig-cards-layers-vitar
 #| fig-cap: "The same of ViTAR."
-card_figures(cards[VITAR])["layers"]
+sign_figure(card_figures(cards[VITAR])["layers"], origin)
 
 
 # %%
@@ -460,9 +461,8 @@ Markdown(f"The last block is similar to itself at the reference by {'; '.join(fo
 # ## Numbers for the paper
 
 # %%
-device = cards[ONE].surroundings["device"]
 numbers = {
-    "provenance": provenance(pd.DataFrame({"seed": [0], "device": [device]}), profile), "side": f"{side}", "small": f"{low}", "large": f"{high}", "sizes": " and ".join(map(str, sizes)),
+    "provenance": origin, "side": f"{side}", "small": f"{low}", "large": f"{high}", "sizes": " and ".join(map(str, sizes)),
     "opposed": f"{len(opposed)}", "turns": f"{len(turns)}", "pairs": f"{len(pairs)}", "cut_object": f"{100 * cut['object_scale', 2]:.0f} %", "cut_canvas": f"{100 * cut['canvas', 0.5]:.0f} %",
 }  # fmt: skip
 for short, name in zip(("one", "several", "rope", "vitar"), MODELS, strict=True):

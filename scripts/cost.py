@@ -37,7 +37,7 @@ from IPython.display import Markdown
 from sivit.core import figure_style, look, write_atomic
 from sivit.cost import cost_table
 from sivit.report import save_numbers
-from sivit.study import results_folder, surroundings
+from sivit.study import results_folder, sign_figure, surroundings
 from sivit.vit import create_model
 
 results = results_folder(results)
@@ -68,7 +68,7 @@ if not path.exists():
     record = {"profile": profile, "model": chosen["model"], "rows": measured.to_dict("records"), **surroundings()}
     write_atomic(path, json.dumps(record, indent=1) + "\n")
 record = json.loads(path.read_text())
-table = pd.DataFrame(record["rows"])
+table, origin = pd.DataFrame(record["rows"]), f"profile {profile} · {record['device']}"
 
 # %%
 #| label: fig-cost
@@ -84,6 +84,7 @@ for ax, label in ((left, "10⁹ multiply-accumulates"), (right, "milliseconds pe
     ax.set_xticks(chosen["sizes"], [str(size) for size in chosen["sizes"]], fontsize=8)
     ax.minorticks_off()
 left.legend(fontsize=8)
+sign_figure(fig, origin)
 plt.show()
 
 # %%
@@ -102,7 +103,7 @@ Markdown(shown.to_markdown(index=False))
 cell = table.set_index(["model", "size"])
 large, small = max(chosen["sizes"]), min(chosen["sizes"])
 numbers = {
-    "provenance": f"profile {profile} · {record['device']}", "model": chosen["model"].split("_")[0], "small": f"{small}", "large": f"{large}",
+    "provenance": origin, "model": chosen["model"].split("_")[0], "small": f"{small}", "large": f"{large}",
     "plain_growth": f"{cell.macs['none', large] / cell.macs['none', small]:.0f}",
     "atm_growth": f"{cell.macs['atm', large] / cell.macs['atm', small]:.1f}",
     "atm_saves_macs": f"{cell.macs['none', large] / cell.macs['atm', large]:.1f}",

@@ -14,7 +14,7 @@
 # ---
 
 # %% tags=["parameters"]
-profile = "quick"  # "quick": minutes on two cores; "cpu": less than an hour on two cores; "gpu": about an hour on one GPU
+profile = "quick"  # "quick": minutes on two cores; "cpu": less than an hour on two cores; "gpu": larger, for a GPU
 results = "paper/results"  # folder of results, from the project's root
 
 # %% [markdown]
@@ -39,7 +39,7 @@ from sivit.cost import count_macs
 from sivit.data import create_dataset
 from sivit.report import save_numbers
 from sivit.resnet import ShiftedClassification
-from sivit.study import Run, percent, provenance, results_folder, run_grid, summarise
+from sivit.study import Run, percent, provenance, results_folder, run_grid, sign_figure, summarise
 from sivit.task import score
 from sivit.train import TrainConfig
 from sivit.vit import create_model
@@ -120,6 +120,7 @@ known = pd.DataFrame([{"key": run.key, "kind": kind, "pictures": count} for (kin
 table = table.merge(known, on="key")
 accuracy = summarise(table, ["kind", "pictures"])
 moved = {name: summarise(table, ["kind", "pictures"], measure=name, bounds=(0, 2)) for name in ("shift_error", "pooled_shift_error")}
+origin = provenance(table, profile)
 
 # %% [markdown]
 # ## Accuracy, and what moves with the picture
@@ -144,6 +145,7 @@ for ax, (frame, measure, label) in zip(axes, panels):
 axes[0].axhline(1 / classes, color="black", linewidth=0.8, linestyle=":")
 axes[0].annotate("chance", (pictures[0], 1 / classes), xytext=(0, 4), textcoords="offset points", fontsize=8)
 fig.legend(*axes[0].get_legend_handles_labels(), loc="outside right center")
+sign_figure(fig, origin)
 plt.show()
 
 # %% [markdown]
@@ -231,7 +233,7 @@ Markdown(
 # %%
 places = accuracy.set_index(["kind", "pictures"])
 numbers = {
-    "provenance": provenance(table, profile), "few": f"{few}", "middle": f"{middle}", "many": f"{many}", "steps": f"{chosen['steps']}", "side": f"{side}",
+    "provenance": origin, "few": f"{few}", "middle": f"{middle}", "many": f"{many}", "steps": f"{chosen['steps']}", "side": f"{side}",
     "macs_spread": f"{100 * (max(macs.values()) / min(macs.values()) - 1):.0f} %", "seeds": f"{seeds}",
 }  # fmt: skip
 for kind in NAMES:

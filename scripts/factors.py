@@ -14,7 +14,7 @@
 # ---
 
 # %% tags=["parameters"]
-profile = "quick"  # "quick": a minute on two cores; "cpu": hours on two cores, the whole grid; "gpu": about an hour on one GPU
+profile = "quick"  # "quick": two minutes on two cores; "cpu": two hours on two cores, the whole grid; "gpu": larger, for a GPU
 results = "paper/results"  # folder of results, from the project's root
 encodings = ""  # names separated by spaces, or "all"; "": those of the profile
 
@@ -46,7 +46,7 @@ from sivit.core import PALETTE, figure_style, look, write_atomic
 from sivit.data import create_dataset
 from sivit.merge import list_mergers
 from sivit.report import save_numbers
-from sivit.study import Run, areas, holm, paired, percent, provenance, results_folder, run_grid, summarise
+from sivit.study import Run, areas, holm, paired, percent, points, provenance, results_folder, run_grid, sign_figure, summarise
 from sivit.train import TrainConfig
 from sivit.vit import create_model, list_positions
 
@@ -108,8 +108,9 @@ chance = 1 / len(validation.classes)
 grid = {"profile": profile, "side": SIDE, "sizes": SCHEDULES, "grid": GRID, "scenes": chosen["scenes"], "chance": chance, "runs": sorted(table.key.unique())}
 write_atomic(results / "factors/grid.json", json.dumps(grid, indent=1) + "\n")  # for the explorer
 area = areas(table)
-summary = summarise(area.assign(value=0), ["position", "merger", "schedule"], measure="area")
+summary = summarise(area, ["position", "merger", "schedule"], measure="area")
 at_side = summarise(table[(table.axis == "resolution") & (table.value == SIDE)], ["position", "merger", "schedule"])
+origin = provenance(table, profile)
 
 # %% [markdown]
 # ## The whole grid
@@ -135,6 +136,7 @@ for ax, schedule in zip(axes, SCHEDULES, strict=True):
     ax.grid(False)
     ax.spines[:].set_visible(False)
 axes[0].set_yticks(range(len(order)), order)
+sign_figure(fig, origin)
 plt.show()
 
 # %%
@@ -157,6 +159,7 @@ for (row, axis), (column, schedule) in itertools.product(enumerate(AXES), enumer
     ax.set(ylim=(0, 100), title=titles[schedule] if row == 0 else None, ylabel="accuracy, %" if column == 0 else None)
     ax.set_xlabel({"resolution": "side of the test picture, px", "object_scale": "size of the object, relative", "canvas": "side of the canvas, relative"}[axis])
 fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=4)
+sign_figure(fig, origin)
 plt.show()
 
 
@@ -193,6 +196,7 @@ ax.set_yticks(range(len(parts)), parts)
 ax.set(xlabel="share of the sum of squares, %", xlim=(0, 100))
 ax.invert_yaxis()
 ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=5)
+sign_figure(fig, origin)
 plt.show()
 
 # %% [markdown]
@@ -229,7 +233,7 @@ tests["p_holm"] = holm(tests.p)
 # %%
 #| label: tbl-factors
 #| tbl-cap: "Paired differences in area, in points, with 95 % intervals over seeds. A star marks what is left at 5 % after Holm's correction over the whole table; in brackets, the share of pairs in which the first is ahead."
-tests["shown"] = [f"{100 * row.difference:+.1f} [{100 * row.low:+.1f}, {100 * row.high:+.1f}]{' *' if row.p_holm < 0.05 else ''} ({100 * row.wins:.0f} %)" for row in tests.itertuples()]
+tests["shown"] = [f"{points(row)}{' *' if row.p_holm < 0.05 else ''} ({100 * row.wins:.0f} %)" for _, row in tests.iterrows()]
 spoken = [{"none": "no encoding"} if question == "kind of position" else names | SCHEDULE_NAMES for question in tests.question]
 tests["compared"] = [f"{name.get(row.first, row.first)} − {name.get(row.second, row.second)}" for name, row in zip(spoken, tests.itertuples(), strict=True)]
 tests["row"] = range(len(tests))
@@ -246,12 +250,11 @@ Markdown(wide.reset_index().to_markdown(index=False))
 #| tbl-cap: "Encodings of the plain transformer trained at all sizes: mean of the areas along the three axes, by which they are ranked, how far each is behind the first, in points with the 95 % interval over seeds, and the areas in percent. In brackets, the rank after training at one size."
 whole = area[area.merger == "none"].groupby(["position", "schedule", "seed"], as_index=False).area.mean()
 ranking = {schedule: whole[whole.schedule == schedule].groupby("position").area.mean().sort_values(ascending=False) for schedule in SCHEDULES}
-first = ranking["all"].index[0]
+leader = ranking["all"].index[0]
 by_axis = area[(area.merger == "none") & (area.schedule == "all")].groupby(["position", "axis"]).area.mean().unstack()
-behind = {first: ""}
+behind = {leader: ""}
 for name in ranking["all"].index[1:]:
-    found = paired(whole[whole.schedule == "all"], "position", name, first, [])
-    behind[name] = f"{100 * found['difference']:+.1f} [{100 * found['low']:+.1f}, {100 * found['high']:+.1f}]"
+    behind[name] = points(paired(whole[whole.schedule == "all"], "position", name, leader, []))
 ranks = {schedule: {name: i + 1 for i, name in enumerate(ranked.index)} for schedule, ranked in ranking.items()}
 rows = [
     {"rank": f"{rank} ({ranks['single'][name]})", "encoding": name, "mean of areas": f"{100 * ranking['all'][name]:.1f}", "behind the first": behind[name],
@@ -273,13 +276,15 @@ LENGTHS = (chosen["epochs"], *chosen["longer"])
 frames = []
 for (name, (merger, options)), epochs in itertools.product(VARIANTS.items(), LENGTHS):
     runs = [run_of("fuzzy", merger, "per_batch", seed, epochs, **options) for seed in range(chosen["seeds"])]
-    frames.append(run_grid(runs, results, progress=False).assign(variant=name, epochs=epochs))
+    frames.append(run_grid(runs, results, progress=False))
+    frames[-1].insert(0, "variant", name)
+    frames[-1].insert(0, "epochs", epochs)
 longer = pd.concat(frames, ignore_index=True)
 
 # %%
 #| label: fig-factors-epochs
 #| fig-cap: "Training for longer, fuzzy positions and one size per batch: accuracy at the largest training size, area along the resolution, and accuracy along the resolution after the longest training. Bands are 95 % intervals over seeds; grey lines mark the training sizes."
-by_length = summarise(areas(longer).merge(longer.drop_duplicates("key")[["key", "variant", "epochs"]], on="key").assign(value=0), ["variant", "epochs"], measure="area")
+by_length = summarise(areas(longer), ["variant", "epochs"], measure="area")
 longest = summarise(longer, ["variant", "epochs"])
 fig, axes = plt.subplots(1, 3, figsize=(8.4, 2.9), sharey=True)
 for (name, (merger, options)) in VARIANTS.items():
@@ -302,6 +307,7 @@ for size in SIZES:
     axes[2].axvline(size, color="0.85", lw=1, zorder=0)
 axes[0].set(ylabel="%")
 fig.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
+sign_figure(fig, origin)
 plt.show()
 
 # %% [markdown]
@@ -361,6 +367,7 @@ for ax, schedule in zip(axes, SCHEDULES, strict=True):
     ax.set(title=titles[schedule], xlabel="training, 10⁹ MACs")
 axes[0].set(ylabel="area along resolution, %", xlim=(0, None))
 fig.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=4)
+sign_figure(fig, origin)
 plt.show()
 
 # %% [markdown]
@@ -374,7 +381,7 @@ EVERY += [f"{axis}_{merger}_{schedule}" for axis, merger, schedule in itertools.
 EVERY += [f"{name}_verdict" for name in EVERY if "_over_" in name]
 best = resolution.sort_values("area", ascending=False)
 numbers = dict.fromkeys(EVERY, "not run in this profile") | {
-    "provenance": provenance(table, profile), "cells": f"{len(resolution)}", "runs": f"{table.key.nunique()}", "encodings": f"{len(POSITIONS)}", "mergers": f"{len(MERGERS)}",
+    "provenance": origin, "cells": f"{len(resolution)}", "runs": f"{table.key.nunique()}", "encodings": f"{len(POSITIONS)}", "mergers": f"{len(MERGERS)}",
     "scenes": f"{chosen['length']:,}", "epochs": f"{chosen['epochs']}", "side": f"{SIDE}", "tests": f"{len(tests)}", "significant": f"{(tests.p_holm < 0.05).sum()}", "published": f"{len(beside)}", "same_sign": f"{same_sign}",
     "best_at_side": f"{100 * at_side.accuracy.max():.1f} %", "chance": f"{100 * chance:.0f} %",
     "best": "{position}, {merger}, {schedule}".format(**(best.iloc[0].to_dict() | {"merger": names[best.iloc[0].merger], "schedule": titles[best.iloc[0].schedule]})),
@@ -390,14 +397,14 @@ for schedule in SCHEDULES:
     numbers |= {f"best_plain_{schedule}": ranked.position.iloc[0], f"best_plain_{schedule}_area": f"{100 * ranked.area.iloc[0]:.1f} %", f"worst_plain_{schedule}": ranked.position.iloc[-1], f"worst_plain_{schedule}_area": f"{100 * ranked.area.iloc[-1]:.1f} %"}
 own = create_model("sivit_micro_patch4").config.position
 second, last = ranking["all"].index[[min(1, len(POSITIONS) - 1), -1]]
-numbers |= {"own": own, "second": second, "second_behind": behind[second], "last": last, "last_behind": behind[last]}
+numbers |= {"own": own, "own_behind": behind.get(own, "not run in this profile"), "first": leader, "second": second, "second_behind": behind[second], "last": last, "last_behind": behind[last]}
 numbers |= {f"own_rank_{schedule}": f"{ranks[schedule].get(own, 'not run in this profile')}" for schedule in SCHEDULES}
 numbers["own_areas"] = ", ".join(f"{100 * by_axis.loc[own, axis]:.1f} % ({name})" for axis, name in AXES.items()) if own in POSITIONS else "not run in this profile"
 short = {titles[name]: name for name in SCHEDULES} | {names[name]: name for name in names}
-for row in tests.itertuples():
-    name = f"{row.axis.replace(' ', '_')}_{row.first}_over_{row.second}_{short[row.where]}"
-    numbers[name] = f"{100 * row.difference:+.1f} [{100 * row.low:+.1f}, {100 * row.high:+.1f}]"
-    numbers[f"{name}_verdict"] = "raises" if row.low > 0 else "lowers" if row.high < 0 else "does not show to change"
+for row in tests.to_dict("records"):
+    name = "{}_{first}_over_{second}_{}".format(row["axis"].replace(" ", "_"), short[row["where"]], **row)
+    numbers[name] = points(row)
+    numbers[f"{name}_verdict"] = "raises" if row["low"] > 0 else "lowers" if row["high"] < 0 else "does not show to change"
 for name, label in zip(VARIANTS, ("plain", "atm", "even"), strict=True):
     for epochs, when in ((LENGTHS[0], "short"), (LENGTHS[-1], "long")):
         rows = longest[(longest.variant == name) & (longest.epochs == epochs) & (longest.axis == "resolution")].set_index("value")

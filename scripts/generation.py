@@ -14,7 +14,7 @@
 # ---
 
 # %% tags=["parameters"]
-profile = "quick"  # "quick": a minute on two cores; "cpu": twenty minutes on two cores; "gpu": about an hour on one GPU
+profile = "quick"  # "quick": a minute on two cores; "cpu": twenty minutes on two cores; "gpu": larger, for a GPU
 results = "paper/results"  # folder of results, from the project's root
 
 # %% [markdown]
@@ -48,7 +48,7 @@ from sivit.cost import count_macs
 from sivit.diffusion import sample, sample_quality
 from sivit.report import save_numbers
 from sivit.scenes import SceneConfig, draw_scenes
-from sivit.study import provenance, results_folder, surroundings
+from sivit.study import provenance, results_folder, sign_figure, surroundings
 from sivit.train import TrainConfig, train
 from sivit.vit import ViT
 
@@ -198,9 +198,10 @@ table = pd.DataFrame([
     {"variant": result["config"]["variant"], "seed": result["seed"], "device": result["device"], "training": result.get("train_seconds"), **point}
     for result in found for point in result["metrics"]
 ])  # fmt: skip
+origin = provenance(table, profile)
 means = table.groupby(["variant", "side"], sort=False)[["frechet", "agreement", "seconds", "macs", "training"]].mean()
 updates = found[0]["updates"]
-Markdown(f"Each model: {updates:,} updates with {chosen['training']['batch_size']} scenes of {SIDES[0]} px; {chosen['drawn']:,} samples of each size in {chosen['steps']} steps, compared with {chosen['real']:,} real scenes. {provenance(table, profile)}.")
+Markdown(f"Each model: {updates:,} updates with {chosen['training']['batch_size']} scenes of {SIDES[0]} px; {chosen['drawn']:,} samples of each size in {chosen['steps']} steps, compared with {chosen['real']:,} real scenes. {origin}.")
 
 # %% [markdown]
 # ## What they draw
@@ -218,6 +219,7 @@ for line, (variant, run) in zip(axes, {run["variant"]: run for run in runs if ru
     line[0].set_ylabel(variant, rotation=0, ha="right", va="center")
 for ax, side in zip(axes[0], SIDES, strict=True):
     ax.set_title(f"{side} px")
+sign_figure(fig, origin)
 plt.show()
 
 # %% [markdown]
@@ -239,6 +241,7 @@ axes[0].set(ylabel="Fréchet distance", yscale="log")
 axes[1].set(ylabel="agreement", ylim=(0, 1.03))
 axes[1].axhline(1 / chosen["scenes"]["classes"], color="black", linestyle=":", linewidth=0.8)
 fig.legend(*axes[0].get_legend_handles_labels(), loc="outside right center")
+sign_figure(fig, origin)
 plt.show()
 
 # %% [markdown]
@@ -305,7 +308,7 @@ Markdown("\n\n".join(lines))
 
 # %%
 numbers = {
-    "provenance": provenance(table, profile), "side": f"{SIDES[0]}", "twice": f"{SIDES[1]}", "patch": f"{patch}", "updates": f"{updates:,}",
+    "provenance": origin, "side": f"{SIDES[0]}", "twice": f"{SIDES[1]}", "patch": f"{patch}", "updates": f"{updates:,}",
     "drawn": f"{chosen['drawn']:,}", "steps": f"{chosen['steps']}", "verdict": " ".join(lines),
 }  # fmt: skip
 for name, variant in {"small": SMALL, "merged": MERGED, "large": LARGE, "real": REAL}.items():

@@ -14,7 +14,7 @@
 # ---
 
 # %% tags=["parameters"]
-profile = "quick"  # "quick": a minute on two cores; "cpu": twenty minutes on two cores; "gpu": below an hour on one GPU
+profile = "quick"  # "quick": a minute on two cores; "cpu": twenty minutes on two cores; "gpu": larger, for a GPU
 results = "paper/results"  # folder of results, from the project's root
 
 # %% [markdown]
@@ -45,7 +45,7 @@ from sivit.language import (
     LanguageModelConfig, TextTraining, encode_text, project_text, read_positions, split_text, text_loss, train_on_text,
 )  # fmt: skip
 from sivit.report import save_numbers
-from sivit.study import provenance, results_folder, surroundings
+from sivit.study import provenance, results_folder, sign_figure, surroundings
 
 results = results_folder(results)
 figure_style()
@@ -160,11 +160,12 @@ def interval(values):
     return pd.Series({"loss": values.mean(), "low": values.mean() - half, "high": values.mean() + half})
 
 
+origin = provenance(table, profile)
 summary = table.groupby(["position", "reading", "times"], sort=False).late.apply(interval).unstack().reset_index()
 still = "which is the text of today" if text["sha256"] == split.sha256 else "which has been written on since"
 Markdown(
     f"The text: {text['characters']:,} characters of {text['vocabulary']} kinds, SHA-256 `{text['sha256'][:16]}…`, {still}. Held out: {', '.join(text['held_out'])}. "
-    f"Training: $L = {length}$, {chosen['training']['steps']:,} steps of {chosen['training']['batch_size']} windows. Scored: {chosen['scored']:,} characters. Trained and measured: {provenance(table, profile)}."
+    f"Training: $L = {length}$, {chosen['training']['steps']:,} steps of {chosen['training']['batch_size']} windows. Scored: {chosen['scored']:,} characters. Trained and measured: {origin}."
 )
 
 
@@ -192,6 +193,7 @@ for ax, reading in zip(axes, ("stretched", "continued")):
     ax.minorticks_off()
 axes[0].set_ylabel("loss, nats per character")
 fig.legend(*axes[1].get_legend_handles_labels(), loc="outside right center")
+sign_figure(fig, origin)
 plt.show()
 
 # %%
@@ -229,6 +231,7 @@ for ax, reading in zip(axes, ("stretched", "continued")):
     ax.set(xlabel="place in the window, training lengths", title=reading, xlim=(0, max(TIMES)))
 axes[0].set_ylabel("loss minus that of none, nats")
 fig.legend(*axes[1].get_legend_handles_labels(), loc="outside right center")
+sign_figure(fig, origin)
 plt.show()
 
 # %% [markdown]
@@ -305,7 +308,7 @@ Markdown(f"{answer}\n\nThe lowest losses: {winners}.")
 # %%
 longest = max(TIMES)
 numbers = {
-    "provenance": provenance(table, profile), "length": f"{length}", "longest": f"{longest}", "steps": f"{chosen['training']['steps']:,}",
+    "provenance": origin, "length": f"{length}", "longest": f"{longest}", "steps": f"{chosen['training']['steps']:,}",
     "characters": f"{text['characters']:,}", "sha256": text["sha256"][:12], "verdict": answer, "gain_1": f"{at_once.mean():+.3f}",
 }  # fmt: skip
 numbers |= {f"best_{times}": row.position for times, row in best.items()}

@@ -14,7 +14,7 @@
 # ---
 
 # %% tags=["parameters"]
-profile = "quick"  # "quick": minutes on two cores; "cpu": less than an hour on two cores; "gpu": about an hour on one GPU
+profile = "quick"  # "quick": minutes on two cores; "cpu": less than an hour on two cores; "gpu": larger, for a GPU
 results = "paper/results"  # folder of results, from the project's root
 
 # %% [markdown]
@@ -37,7 +37,7 @@ from sivit.data import create_dataset
 from sivit.curve import plot_curve
 from sivit.report import save_numbers
 from sivit.resnet import DOWNSAMPLES
-from sivit.study import Run, percent, provenance, results_folder, run_grid, summarise
+from sivit.study import Run, percent, provenance, results_folder, run_grid, sign_figure, summarise
 from sivit.train import TrainConfig
 from sivit.vit import create_model
 
@@ -140,6 +140,7 @@ runs = {(downsample, run.key): run for task in chosen["tasks"] for downsample in
 table = run_grid(list(runs.values()), results)
 table["halved"] = table.key.map({key: downsample for downsample, key in runs})
 summary = summarise(table, ["dataset", "halved"])
+origin = provenance(table, profile)
 
 # %% [markdown]
 # ## Accuracy along resolution
@@ -157,6 +158,7 @@ for ax, (dataset, task) in zip(axes[0], tasks.items()):
     ax.set(xlabel="side of the test picture, px", ylabel="accuracy", title=dataset, ylim=(0, 1))
     ax.get_legend().remove()
 fig.legend(*axes[0][0].get_legend_handles_labels(), loc="outside right center")
+sign_figure(fig, origin)
 plt.show()
 
 # %%
@@ -224,7 +226,7 @@ cells = summary[summary.dataset == first["dataset"]].set_index(["halved", "value
 sides = {"trained": first["side"], "small": min(first["resolutions"]), "large": max(first["resolutions"])}
 spread = [macs_of(downsample, width, first) for downsample, width in widths.items()]
 numbers = {
-    "provenance": provenance(table, profile), "dataset": first["dataset"], "conclusion": conclusion, "epochs": f"{first['epochs']}",
+    "provenance": origin, "dataset": first["dataset"], "conclusion": conclusion, "epochs": f"{first['epochs']}",
     "macs_spread": f"{100 * (max(spread) / min(spread) - 1):.0f} %", **{place: f"{size}" for place, size in sides.items()},
 }  # fmt: skip
 for downsample in DOWNSAMPLES:

@@ -14,7 +14,7 @@
 # ---
 
 # %% tags=["parameters"]
-profile = "quick"  # "quick": minutes on two cores; "cpu": hours on two cores; "gpu": about an hour on one GPU
+profile = "quick"  # "quick": minutes on two cores; "cpu": hours on two cores; "gpu": larger, for a GPU
 results = "paper/results"  # folder of results, from the project's root
 encodings = ""  # names separated by spaces, or "all"; "": those of the profile
 
@@ -40,7 +40,7 @@ from IPython.display import Markdown
 from sivit.core import figure_style, look
 from sivit.curve import area_under_log_curve, plot_curve
 from sivit.report import save_numbers
-from sivit.study import Run, percent, provenance, results_folder, run_grid, summarise
+from sivit.study import Run, percent, provenance, results_folder, run_grid, sign_figure, summarise
 from sivit.train import TrainConfig
 from sivit.vit import list_positions
 
@@ -93,6 +93,7 @@ runs = [
 ]  # fmt: skip
 table = run_grid(runs, results)
 summary = summarise(table, ["schedule", "position"])
+origin = provenance(table, profile)
 
 # %% [markdown]
 # ## Accuracy along resolution
@@ -123,6 +124,7 @@ for ax, (kind, names) in zip(axes.flat, kinds.items()):
     ax.legend([handles[name] for name in names], names, title=kind, ncols=len(names), fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1), columnspacing=1)
 for ax in axes.flat[len(kinds):]:
     ax.set_axis_off()
+sign_figure(fig, origin)
 plt.show()
 
 # %% [markdown]
@@ -152,7 +154,7 @@ Markdown(shown.to_markdown(index=False, floatfmt=".1f"))
 # ## Numbers for the paper
 
 # %%
-numbers = {"provenance": provenance(table, profile), "dataset": task["dataset"], "count": f"{len(POSITIONS)}"}
+numbers = {"provenance": origin, "dataset": task["dataset"], "count": f"{len(POSITIONS)}"}
 for schedule in task["schedules"]:
     ranked = areas[areas.schedule == schedule]
     best, worst = ranked.iloc[0], ranked.iloc[-1]

@@ -14,7 +14,7 @@
 # ---
 
 # %% tags=["parameters"]
-profile = "quick"  # "quick": minutes on two cores; "cpu": hours on two cores; "gpu": about an hour on one GPU
+profile = "quick"  # "quick": minutes on two cores; "cpu": hours on two cores; "gpu": larger, for a GPU
 results = "paper/results"  # folder of results, from the project's root
 
 # %% [markdown]
@@ -40,7 +40,7 @@ from sivit.core import figure_style, look
 from sivit.curve import plot_curve
 from sivit.merge import merge_schedule
 from sivit.report import save_numbers
-from sivit.study import Run, percent, provenance, results_folder, run_grid, summarise
+from sivit.study import Run, percent, provenance, results_folder, run_grid, sign_figure, summarise
 from sivit.train import TrainConfig
 
 results = results_folder(results)
@@ -105,6 +105,7 @@ runs = [run for task in chosen["tasks"] for run in runs_for(task)]
 table = run_grid(runs, results)
 table["method"] = table.merger.where(table.schedule == "per_batch", "single")
 summary = summarise(table, ["dataset", "method"])
+origin = provenance(table, profile)
 
 # %% [markdown]
 # ## Accuracy along resolution
@@ -124,6 +125,7 @@ for ax, (dataset, task) in zip(axes[0], names.items()):
     ax.get_legend().remove()
 fig.legend(*axes[0][0].get_legend_handles_labels(), loc="outside right center")
 fig.savefig(results / "resolution.svg")
+sign_figure(fig, origin)
 plt.show()
 
 # %% [markdown]
@@ -183,7 +185,7 @@ first = chosen["tasks"][0]
 cells = summary[summary.dataset == first["dataset"]].set_index(["method", "value"])
 places = {"small": min(first["resolutions"]), "seen": first["single"], "large": max(first["resolutions"])}
 numbers = {
-    "provenance": provenance(table, profile), "dataset": first["dataset"], "epochs": f"{first['epochs']}",
+    "provenance": origin, "dataset": first["dataset"], "epochs": f"{first['epochs']}",
     "sizes": ", ".join(map(str, first["sizes"][:-1])) + f" and {first['sizes'][-1]}",
 }  # fmt: skip
 numbers |= {place: f"{size}" for place, size in places.items()}

@@ -14,7 +14,7 @@
 # ---
 
 # %% tags=["parameters"]
-profile = "quick"  # "quick": a minute on two cores; "cpu": twenty minutes on two cores; "gpu": about an hour on one GPU
+profile = "quick"  # "quick": a minute on two cores; "cpu": twenty minutes on two cores; "gpu": larger, for a GPU
 results = "paper/results"  # folder of results, from the project's root
 dataset = "scenes"  # or "ade20k", for profile "gpu"
 root = ""  # for ADE20K: the folder that holds ADEChallengeData2016/
@@ -42,7 +42,7 @@ from sivit.core import PALETTE, figure_style
 from sivit.cost import count_macs
 from sivit.curve import plot_curve
 from sivit.report import save_numbers
-from sivit.study import Run, percent, provenance, results_folder, run_grid, summarise
+from sivit.study import Run, percent, provenance, results_folder, run_grid, sign_figure, summarise
 from sivit.task import create_task
 from sivit.train import TrainConfig
 
@@ -116,6 +116,7 @@ runs = {(method, seed): run_for(method, seed) for seed in range(chosen["seeds"])
 table = run_grid(list(runs.values()), results)
 table["method"] = table.key.map({run.key: method for (method, _), run in runs.items()})
 curves = {name: summarise(table, ["method"], measure=name) for name in ("miou", "boundary_iou")}
+origin = provenance(table, profile)
 
 # %% [markdown]
 # ## Along resolution
@@ -132,6 +133,7 @@ for (name, curve), title, ax in zip(curves.items(), ("mean IoU", "boundary IoU")
     ax.set(xlabel="side of the test picture, px", ylabel=title, ylim=(0, None))
     ax.get_legend().remove()
 fig.legend(*axes[0].get_legend_handles_labels(), loc="outside right center")
+sign_figure(fig, origin)
 plt.show()
 
 # %% [markdown]
@@ -187,7 +189,7 @@ Markdown(pd.DataFrame({
 
 # %%
 numbers = {
-    "provenance": provenance(table, profile), "dataset": dataset, "epochs": f"{chosen['train']['epochs']}",
+    "provenance": origin, "dataset": dataset, "epochs": f"{chosen['train']['epochs']}",
     "sizes": " and ".join(map(str, chosen["sizes"])), "grid": "×".join(map(str, GRID)),
     **{place: f"{size}" for place, size in places.items()},
 }  # fmt: skip

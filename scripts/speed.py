@@ -44,7 +44,7 @@ from IPython.display import Markdown
 
 from sivit.core import PALETTE, figure_style, look
 from sivit.report import save_numbers
-from sivit.study import results_folder
+from sivit.study import results_folder, sign_figure
 
 folder, benchmarks = results_folder(results) / "speed", results_folder("benchmarks")
 figure_style()
@@ -102,6 +102,7 @@ for ax, work in zip(axes, works, strict=True):
 axes[0].set_yticks(settings.index, [f"{row.model}, {row.batch} × {row.px} px" for row in settings.itertuples()], fontsize=8)
 axes[0].set_ylim(len(settings) - 0.5, -0.5)
 fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8)
+sign_figure(fig, numbers["provenance"])
 plt.show()
 
 # %%
@@ -186,6 +187,7 @@ for ax, label in zip(axes, ("seconds", "MiB"), strict=True):
     ax.minorticks_off()
     ax.yaxis.set_major_formatter("{x:g}")
 axes[0].legend(fontsize=8)
+sign_figure(fig, numbers["provenance"])
 plt.show()
 
 # %%
@@ -301,6 +303,7 @@ for ax, width in zip(axes[0], widths, strict=True):
     ax.set_yticks(ticks, ticks)
 axes[0, 0].set_ylabel("MiB per picture")
 axes[0, 0].legend(fontsize=8)
+sign_figure(fig, numbers["provenance"])
 plt.show()
 
 # %%

@@ -256,20 +256,11 @@ class AdaptiveTokenMerger(Merger):
 
     def passes(self, grid: tuple[int, int]) -> list[tuple[int, int]]:
         "The size of the map after each pass, at least one pass."
-        if self.ratio is not None:
-            sizes, merged = [tuple((n + r - 1) // r for n, r in zip(grid, self.ratio, strict=True))], self.ratio != (1, 1)
+        if self.ratio is None:
+            sizes = _pass_sizes(grid, self.grid)
         else:
-            sizes, merged = [], self._exceeds_target(grid)
-            while self._exceeds_target(grid := self._halved(grid)):
-                sizes.append(grid)
-            sizes.append(self.grid)
-        return [*sizes, sizes[-1]] if self.final_pass and merged else sizes
-
-    def _halved(self, grid: tuple[int, int]) -> tuple[int, int]:
-        return tuple(_halved(n, target) for n, target in zip(grid, self.grid, strict=True))
-
-    def _exceeds_target(self, grid: tuple[int, int]) -> bool:
-        return torch.sym_max(grid[0] * self.grid[1], grid[1] * self.grid[0]) > self.grid[0] * self.grid[1]
+            sizes = [tuple((n + r - 1) // r for n, r in zip(grid, self.ratio, strict=True))]
+        return [*sizes, sizes[-1]] if self.final_pass and _exceeds(grid, sizes[0]) else sizes
 
     def merge(self, x: Tensor) -> Tensor:
         if self.ratio is None:
@@ -297,6 +288,19 @@ class AdaptiveTokenMerger(Merger):
         return x + self.mlp(self.norm(x))
 
 # %% ../nbs/07_merge.ipynb #3154bd47
+def _pass_sizes(grid: tuple[int, int], target: tuple[int, int]) -> list[tuple[int, int]]:
+    "A map's size after each pass on its way to `target`, at least one pass."
+    sizes = []
+    while _exceeds(grid := tuple(_halved(n, wanted) for n, wanted in zip(grid, target, strict=True)), target):
+        sizes.append(grid)
+    return [*sizes, target]
+
+
+def _exceeds(grid: tuple[int, int], target: tuple[int, int]) -> bool:
+    "Whether an axis is longer than that of `target`, asked in one comparison."
+    return torch.sym_max(grid[0] * target[1], grid[1] * target[0]) > target[0] * target[1]
+
+
 def _axis_ratios(ratio: int | tuple[int, int] | None) -> tuple[int, int] | None:
     "One ratio for both axes, or two, as a pair."
     if ratio is None:

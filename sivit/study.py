@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Run', 'surroundings', 'execute', 'measure', 'run_grid', 'tidy', 'load_results', 'summarise', 'areas', 'paired',
-           'holm', 'percent', 'results_folder', 'provenance']
+           'holm', 'percent', 'points', 'results_folder', 'provenance', 'sign_figure']
 
 # %% ../nbs/25_study.ipynb #200b07ef
 import collections
@@ -32,6 +32,7 @@ import numpy as np
 import pandas as pd
 import torch
 from joblib.externals.loky import ProcessPoolExecutor
+from matplotlib.figure import Figure
 from scipy.special import stdtr, stdtrit
 
 import sivit.detect  # these five register their tasks
@@ -399,17 +400,17 @@ def load_results(
 # %% ../nbs/25_study.ipynb #84e15eb7
 def summarise(
     frame: pd.DataFrame,  # from `tidy`
-    by: Sequence[str],  # factors that define a cell, such as ["merger"]; axis and value are always among them
+    by: Sequence[str],  # factors that define a cell, such as ["merger"]; axis and value, where there are such columns, are always among them
     level: float = 0.95,  # of the interval
     measure: str = "accuracy",  # which column
     bounds: tuple[float, float] = (0.0, 1.0),  # between which the measure lies by its nature
-) -> pd.DataFrame:  # by, axis, value, the measure, low, high, seeds
+) -> pd.DataFrame:  # by, axis and value, the measure, low, high, seeds
     "Mean of a measure in every cell with its interval over seeds."
     missing = [name for name in [*by, measure] if name not in frame]
     if missing:
         raise ValueError(f"The table has no column {missing[0]!r}; it has {', '.join(frame.columns)}.")
-    rows = []
-    for cell, group in frame.groupby([*by, "axis", "value"], sort=False):
+    rows, names = [], [*by, *(name for name in ("axis", "value") if name in frame)]
+    for cell, group in frame.groupby(names, sort=False):
         n, mean = len(group), group[measure].mean()
         if group.seed.nunique() < n:
             raise ValueError(f"The cell {dict(zip(by, cell, strict=False))} mixes runs of the same seed; name in `by` what sets them apart.")
@@ -417,14 +418,14 @@ def summarise(
         if n > 1:
             half = stdtrit(n - 1, (1 + level) / 2) * group[measure].std(ddof=1) / n**0.5
             low, high = max(bounds[0], mean - half), min(bounds[1], mean + half)
-        rows.append({**dict(zip([*by, "axis", "value"], cell, strict=True)), measure: mean, "low": low, "high": high, "seeds": n})
+        rows.append({**dict(zip(names, cell, strict=True)), measure: mean, "low": low, "high": high, "seeds": n})
     return pd.DataFrame(rows)
 
 # %% ../nbs/25_study.ipynb #98fcb2a0
 def areas(
     frame: pd.DataFrame,  # from `tidy`
     measure: str = "accuracy",  # which column
-) -> pd.DataFrame:  # a row per run and axis: the factors of `tidy`, axis, area
+) -> pd.DataFrame:  # a row per run and axis: what stands before the axis in the table, axis, area
     "The area under every run's curve over the logarithm of the axis."
     factors = list(frame.columns[: frame.columns.get_loc("axis") + 1])
     curves = frame.groupby(["key", "axis"], sort=False)
@@ -474,6 +475,13 @@ def percent(
     return f"{text} [{100 * row.low:.1f}, {100 * row.high:.1f}]" if interval else text
 
 
+def points(
+    found,  # with difference, low and high, as from `paired`
+) -> str:  # "+2.0 [-0.3, +4.3]"
+    "A difference of shares in points, as it is quoted in text."
+    return "{:+.1f} [{:+.1f}, {:+.1f}]".format(*(100 * found[name] for name in ("difference", "low", "high")))
+
+
 def results_folder(
     results: str | os.PathLike,  # relative to the project's root, or absolute
 ) -> Path:
@@ -490,3 +498,12 @@ def provenance(
     "What a figure must say of where its data come from."
     seeds, devices = frame.seed.nunique(), " and ".join(sorted(frame.device.unique()))
     return f"profile {profile} · {seeds} seed{'s' * (seeds != 1)} · {devices}"
+
+
+def sign_figure(
+    figure: Figure,  # of matplotlib, in constrained layout
+    origin: str,  # from `provenance`
+) -> Figure:  # the same
+    "Write at the foot of a figure where its data come from, so that a copy of it still says so."
+    figure.supxlabel(origin, x=0.99, ha="right", fontsize=6.5, color="0.45")
+    return figure

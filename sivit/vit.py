@@ -448,7 +448,7 @@ FAMILIES = {
     "vit": {},
     "vitar": {"position": "fuzzy", "merger": "atm", "pool": "mean"},
     "resformer": {"position": "glpe"},
-    "sivit": {"position": "log_cpb", "pool": "mean", "registers": 4},
+    "sivit": {"position": "fuzzy", "pool": "mean", "registers": 4},
 }
 
 

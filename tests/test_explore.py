@@ -102,6 +102,11 @@ def test_slider_moves_everything_by_keyboard(visit):
     assert "24 × 24 → 12 × 12" in page.inner_text(".panels")
 
 
+def test_explorer_shows_the_runs_of_the_grid_and_no_others():
+    shown_runs = [run for curve in data_of("explore")["curves"].values() for run in curve["runs"]]
+    assert sorted(shown_runs) == sorted(json.loads((RESULTS / "factors/grid.json").read_text())["runs"])
+
+
 @pytest.mark.parametrize("axis", ["resolution", "object_scale", "canvas"])
 def test_sentence_says_what_the_results_say(visit, axis):
     curves, frame = data_of("explore")["curves"], load_results(RESULTS)

@@ -217,7 +217,7 @@
   fill(choice.merger, Object.keys(data.mergers), (name) => name);
   fill(choice.schedule, Object.keys(data.schedules), (name) => name);
   fill(choice.axis, Object.keys(AXES), (name) => AXES[name].name);
-  const begin = ["rope_axial|atm|all", "none|atm|all"].find((name) => data.curves[name]) ?? Object.keys(data.curves)[0];
+  const begin = Object.keys(data.curves).find((name) => name.endsWith("|atm|all")) ?? Object.keys(data.curves)[0];
   begin.split("|").forEach((name, i) => (factors[i].value = name));
   factors.forEach((select) => select.addEventListener("change", choose));
   choice.axis.addEventListener("change", turn);
