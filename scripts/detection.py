@@ -14,10 +14,15 @@
 # ---
 
 # %% tags=["parameters"]
-profile = "quick"  # "quick": a minute on two cores; "cpu": twenty minutes on two cores; "gpu": about an hour on one GPU
+profile = "quick"  # "quick": a minute on two cores; "cpu": twenty minutes on two cores; "gpu": larger, for a GPU
 results = "paper/results"  # folder of results, from the project's root
 dataset = "scenes"  # or "coco", for profile "gpu"
 root = ""  # for COCO: the folder that holds annotations/, train2017/ and val2017/
+
+# %% tags=["injected-parameters"]
+# Parameters
+profile = "cpu"
+
 
 # %% [markdown]
 # Detectors read large pictures, and there the blocks of a transformer cost most. ViTAR runs its Adaptive Token Merger once before them: with cells of one token (1×1), which saves nothing, or of four (2×2), which leaves a quarter of the tokens.
@@ -43,7 +48,7 @@ from sivit.cost import count_macs
 from sivit.detect import DetectionConfig, Detector
 from sivit.curve import plot_curve
 from sivit.report import save_numbers
-from sivit.study import Run, percent, provenance, results_folder, run_grid, summarise
+from sivit.study import Run, percent, provenance, results_folder, run_grid, sign_figure, summarise
 from sivit.train import TrainConfig
 from sivit.vit import MODELS
 
@@ -121,6 +126,7 @@ runs = {(method, seed): run_for(method, seed) for seed in range(chosen["seeds"])
 table = run_grid(list(runs.values()), results)
 table["method"] = table.key.map({run.key: method for (method, _), run in runs.items()})
 curves = {name: summarise(table, ["method"], measure=name) for name in ("map", "map_50", "mask_map", "mask_map_50")}
+origin = provenance(table, profile)
 
 # %% [markdown]
 # ## Along resolution
@@ -137,6 +143,7 @@ for name, title, ax in zip(("map", "mask_map"), ("boxes", "masks"), axes, strict
     ax.set(xlabel="side of the test picture, px", ylabel="average precision", title=title, ylim=(0, None))
     ax.get_legend().remove()
 fig.legend(*axes[0].get_legend_handles_labels(), loc="outside right center")
+sign_figure(fig, origin)
 plt.show()
 
 # %% [markdown]
@@ -210,7 +217,7 @@ Markdown(cost.rename_axis("method").reset_index().to_markdown(index=False, float
 
 # %%
 numbers = {
-    "provenance": provenance(table, profile), "dataset": dataset, "epochs": f"{chosen['train']['epochs']}",
+    "provenance": origin, "dataset": dataset, "epochs": f"{chosen['train']['epochs']}",
     "sizes": " and ".join(map(str, chosen["sizes"])), **{place: f"{size}" for place, size in places.items()},
 }  # fmt: skip
 short = dict(zip(METHODS, ("plain", "one", "two"), strict=True))
