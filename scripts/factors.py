@@ -46,7 +46,7 @@ from sivit.core import PALETTE, figure_style, look, write_atomic
 from sivit.data import create_dataset
 from sivit.merge import list_mergers
 from sivit.report import save_numbers
-from sivit.study import Run, areas, holm, paired, percent, points, provenance, results_folder, run_grid, sign_figure, summarise
+from sivit.study import Run, areas, holm, paired, percent, points, provenance, results_folder, run_grid, sign_figure, summarise, verdict
 from sivit.train import TrainConfig
 from sivit.vit import create_model, list_positions
 
@@ -65,8 +65,8 @@ AXES = {"resolution": "resolution", "object_scale": "object scale", "canvas": "c
 POINTS = {"resolutions": (8, 12, 16, 20, 24, 32, 48, 96), "object_scales": (0.35, 0.5, 0.7, 1, 1.2), "canvases": (0.5, 0.75, 1, 1.5, 2)}
 PROFILES = {
     "quick": {
-        "encodings": "learned lookhere", "mergers": ("none", "atm"), "seeds": 2, "length": 800, "epochs": 2, "batch_size": 32, "learning_rate": 2e-3, "depth": 1,
-        "scenes": {"config": {"classes": 4, "half_width": [0.3, 0.45]}}, "test": 60, "longer": (4,),
+        "encodings": "fuzzy lookhere", "mergers": ("none", "atm"), "seeds": 2, "length": 800, "epochs": 2, "batch_size": 32, "learning_rate": 2e-3, "depth": 1,
+        "scenes": {"config": {"classes": 4, "half_width": [0.3, 0.45]}}, "test": 60, "longer": (3,),
     },
     "cpu": {
         "encodings": "all", "mergers": list_mergers(), "seeds": 3, "length": 6400, "epochs": 3, "batch_size": 32, "learning_rate": 2e-3, "depth": 2,
@@ -332,7 +332,7 @@ for told in published["comparisons"]:
         here = paired(by_size[by_size.value == side], "cell", first, second, [], "accuracy")
         rows.append({
             "question": told["question"], "published": f"{told['first']} − {told['second']} ({AUTHORS[told['source']]}, {told['table']})", "×": f"{times:.1f}", "there": f"{one - other:+.1f}",
-            "here": f"{100 * here['difference']:+.1f} ± {50 * (here['high'] - here['low']):.1f}", "cells here": f"{first} − {second}",
+            "here": f"{100 * here['difference']:+.1f}", "±": f"{50 * (here['high'] - here['low']):.1f}", "cells here": f"{first} − {second}",
         })
 beside = pd.DataFrame(rows)
 same_sign = (beside.there.str[0] == beside.here.str[0]).sum()
@@ -404,7 +404,7 @@ short = {titles[name]: name for name in SCHEDULES} | {names[name]: name for name
 for row in tests.to_dict("records"):
     name = "{}_{first}_over_{second}_{}".format(row["axis"].replace(" ", "_"), short[row["where"]], **row)
     numbers[name] = points(row)
-    numbers[f"{name}_verdict"] = "raises" if row["low"] > 0 else "lowers" if row["high"] < 0 else "does not show to change"
+    numbers[f"{name}_verdict"] = verdict(row)
 for name, label in zip(VARIANTS, ("plain", "atm", "even"), strict=True):
     for epochs, when in ((LENGTHS[0], "short"), (LENGTHS[-1], "long")):
         rows = longest[(longest.variant == name) & (longest.epochs == epochs) & (longest.axis == "resolution")].set_index("value")

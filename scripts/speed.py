@@ -101,7 +101,7 @@ for ax, work in zip(axes, works, strict=True):
     ax.set(title=work, xlabel="times as fast as timm")
 axes[0].set_yticks(settings.index, [f"{row.model}, {row.batch} × {row.px} px" for row in settings.itertuples()], fontsize=8)
 axes[0].set_ylim(len(settings) - 0.5, -0.5)
-fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8)
+fig.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=3, fontsize=8)
 sign_figure(fig, numbers["provenance"])
 plt.show()
 

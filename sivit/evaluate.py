@@ -621,7 +621,7 @@ def _figure_consistency(card: Card) -> Figure | None:
         ax.set(title=LABELS[kind], ylim=(0, None), xlabel="relative to the reference")
         if kind in _SHARES:
             ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
     return figure
 
 # %% ../nbs/27_evaluate.ipynb #5526f0e9
@@ -1072,7 +1072,7 @@ def comparison_figure(
         bottom.yaxis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=""))
     panels[0, 0].set_ylabel(LABELS.get(first.measure, first.measure))
     panels[1, 0].set_ylabel(f"points more than\n{_legible(first.name)}")
-    figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=min(4, len(comparison.cards)))
+    figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=min(4, len(comparison.cards)))
     return figure
 
 # %% ../nbs/27_evaluate.ipynb #d883b4c0

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Run', 'surroundings', 'execute', 'measure', 'run_grid', 'tidy', 'load_results', 'summarise', 'areas', 'paired',
-           'holm', 'percent', 'points', 'results_folder', 'provenance', 'sign_figure']
+           'holm', 'percent', 'points', 'results_folder', 'provenance', 'verdict', 'sign_figure']
 
 # %% ../nbs/25_study.ipynb #200b07ef
 import collections
@@ -498,6 +498,13 @@ def provenance(
     "What a figure must say of where its data come from."
     seeds, devices = frame.seed.nunique(), " and ".join(sorted(frame.device.unique()))
     return f"profile {profile} · {seeds} seed{'s' * (seeds != 1)} · {devices}"
+
+
+def verdict(
+    found,  # with low and high, as from `paired`
+) -> str:  # "raises", "lowers" or "does not show to change"
+    "What the first does to the measure, as far as the interval says."
+    return "raises" if found["low"] > 0 else "lowers" if found["high"] < 0 else "does not show to change"
 
 
 def sign_figure(
