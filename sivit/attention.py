@@ -76,7 +76,7 @@ def _with_prefix(whole: Tensor, places: Tensor, changed: Tensor) -> Tensor:
 
 # %% ../nbs/06_attention.ipynb #a39c6e00
 SPREAD_BIAS_BYTES = 2**24  # up to here a bias is spread out to a number per pair
-BLOCK_BYTES = {"cpu": 2**22, "cuda": 2**28}  # logits made at once otherwise: what a cache holds, and what keeps a GPU busy
+BLOCK_BYTES = {"cpu": 2**23, "cuda": 2**28}  # logits made at once otherwise: what stays in reach of a core, and what keeps a GPU busy
 
 
 def offset_attention(
@@ -103,31 +103,35 @@ class _OffsetAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, q: Tensor, k: Tensor, v: Tensor, table: Tensor, scale: float) -> Tensor:
-        ctx.save_for_backward(q, k, v, table)
-        ctx.scale, out = scale, torch.empty_like(q)
-        in_place, room = type(q) is Tensor and q.device.type == "cpu" and q.element_size() >= 4, q.new_empty(0)
+        out, room = torch.empty_like(q), q.new_empty(0)
         for block in _blocks(q, table):
             inputs = [t[at] for t, at in zip((q, k, v, table), block, strict=True)]
-            if in_place:
+            if _in_place(q):
                 _write_block(*inputs, scale, out[block[0]], room)
             else:
                 out[block[0]] = _block(*inputs, scale)
+        ctx.save_for_backward(q, k, v, table, out)
+        ctx.scale = scale
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        inputs, wanted = ctx.saved_tensors, ctx.needs_input_grad[:4]
-        grads = [torch.zeros_like(t, dtype=torch.promote_types(t.dtype, torch.float32)) for t in inputs]
+        *inputs, out = ctx.saved_tensors
+        grads, wanted = [torch.zeros_like(t, dtype=torch.promote_types(t.dtype, torch.float32)) for t in inputs], ctx.needs_input_grad[:4]
+        rooms = [out.new_empty(0) for _ in range(2)]
         for block in _blocks(inputs[0], inputs[3]):
-            with torch.enable_grad():
-                parts = [t[at].detach().requires_grad_(want) for t, at, want in zip(inputs, block, wanted, strict=True)]
-                out = _block(*parts, ctx.scale)
-            out.backward(grad[block[0]])
-            for total, at, part in zip(grads, block, parts, strict=True):
-                if part.grad is not None:
-                    total[at] += part.grad
+            parts, totals = ([t[at] for t, at in zip(tensors, block, strict=True)] for tensors in (inputs, grads))
+            if _in_place(out):
+                _add_gradients(*parts, ctx.scale, out[block[0]], grad[block[0]], totals if wanted[3] else [*totals[:3], None], rooms)
+            else:
+                _add_fused_gradients(parts, wanted, ctx.scale, grad[block[0]], totals)
         return *(g.to(t.dtype) if want else None for g, t, want in zip(grads, inputs, wanted, strict=True)), None
+
+
+def _in_place(q: Tensor) -> bool:
+    "Whether plain products with reused memory are faster than PyTorch's fused kernels."
+    return type(q) is Tensor and q.device.type == "cpu" and q.element_size() >= 4
 
 # %% ../nbs/06_attention.ipynb #455ab802
 def _blocks(q: Tensor, table: Tensor) -> Iterator[tuple[tuple, ...]]:
@@ -149,25 +153,75 @@ def _block(q: Tensor, k: Tensor, v: Tensor, table: Tensor, scale: float) -> Tens
         return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale)
 
 
-def _write_block(q: Tensor, k: Tensor, v: Tensor, table: Tensor, scale: float, out: Tensor, room: Tensor) -> None:
-    "The same written to `out`, with all intermediate results in `room`."
-    windows = _windows(q, table)
-    logits = room.resize_(q.shape[2], k.shape[2])
-    tiny = torch.finfo(table.dtype).tiny
-    underflow = bool(((table < math.log(tiny) + 10) & table.isfinite()).any())  # with 10 to spare for the products
-    for picture, head in itertools.product(range(q.shape[0]), range(q.shape[1])):
-        torch.mm(q[picture, head] * scale, k[picture, head].T, out=logits)
-        logits[:, : windows[0, 0, 0].numel()].view(windows.shape[1:]).add_(windows[head])
-        torch.softmax(logits, -1, out=logits)
-        if underflow:
-            F.threshold_(logits, tiny, 0.0)  # denormal numbers, too small to matter, would slow the product down
-        torch.mm(logits, v[picture, head], out=out[picture, head])
+def _add_fused_gradients(parts: list[Tensor], wanted: tuple[bool, ...], scale: float, grad: Tensor, totals: list[Tensor]) -> None:
+    "Gradients of queries, keys, values and table of a block, added to `totals`."
+    with torch.enable_grad():
+        parts = [part.detach().requires_grad_(want) for part, want in zip(parts, wanted, strict=True)]
+        out = _block(*parts, scale)
+    out.backward(grad)
+    for total, part in zip(totals, parts, strict=True):
+        if part.grad is not None:
+            total += part.grad
 
 
 def _windows(q: Tensor, table: Tensor) -> Tensor:
     "The windows of the table that rows of queries read, `(heads, rows, w, h, w)`."
     w = (table.shape[2] + 1) // 2
     return offset_windows(table, (table.shape[1] - q.shape[2] // w + 1, w))
+
+# %% ../nbs/06_attention.ipynb #51c4f04f
+def _weights(q: Tensor, k: Tensor, table: Tensor, scale: float, room: Tensor) -> Iterator[tuple[tuple[int, int], slice, slice, Tensor]]:
+    "Picture and head, the rows of keys that a block sees, these keys, and the softmax over them, which is made in `room`."
+    windows, tiny = _windows(q, table), torch.finfo(table.dtype).tiny * 2.0**24
+    (rows, width, height), prefix = windows.shape[1:4], k.shape[2] - windows[0, 0, 0].numel()
+    seen, small = (table != -math.inf), (table < math.log(tiny) + 10)
+    underflow = (seen & small).flatten(1).any(1).tolist()  # with 10 to spare for the products
+    ends = [seen[head].any(1).nonzero()[[0, -1], 0].tolist() for head in range(len(table))]
+    for picture, head in itertools.product(range(q.shape[0]), range(q.shape[1])):
+        first, last = max(0, ends[head][0] - rows + 1), height if prefix else min(height, ends[head][1] + 1)
+        keys = slice(first * width, None if prefix else last * width)
+        logits = room.resize_(q.shape[2], k[picture, head, keys].shape[0])
+        torch.mm(q[picture, head] * scale, k[picture, head, keys].T, out=logits)
+        _on_places(logits, rows, width, last - first).add_(windows[head, :, :, first:last])
+        torch.softmax(logits, -1, out=logits)
+        if underflow[head]:
+            F.threshold_(logits, tiny, 0.0)
+        yield (picture, head), slice(first, last), keys, logits
+
+
+def _on_places(logits: Tensor, rows: int, width: int, height: int) -> Tensor:
+    "Those of a block's logits whose keys have a place, `(rows, w, height, w)`."
+    return logits[:, : height * width].view(rows, width, height, width)
+
+
+def _write_block(q: Tensor, k: Tensor, v: Tensor, table: Tensor, scale: float, out: Tensor, room: Tensor) -> None:
+    "Attention of a few rows of queries, written to `out`."
+    for which, _, keys, weights in _weights(q, k, table, scale, room):
+        torch.mm(weights, v[which][keys], out=out[which])
+
+
+def _add_gradients(q: Tensor, k: Tensor, v: Tensor, table: Tensor, scale: float, out: Tensor, grad: Tensor, totals: list[Tensor | None], rooms: list[Tensor]) -> None:
+    "Gradients of queries, keys, values and table of a block, added to `totals`; a table that learns nothing has None."
+    width = (table.shape[2] + 1) // 2
+    for which, rows, keys, weights in _weights(q, k, table, scale, rooms[0]):
+        totals[2][which][keys].addmm_(weights.T, grad[which])
+        mean = (grad[which] * out[which]).sum(1, keepdim=True)
+        values = F.pad(v[which][keys], (0, 1), value=-1.0)
+        change = torch.mm(torch.cat([grad[which], mean], 1), values.T, out=rooms[1].resize_(weights.shape)).mul_(weights)
+        totals[0][which].addmm_(change, k[which][keys], alpha=scale)
+        totals[1][which][keys].addmm_(change.T, q[which], alpha=scale)
+        if totals[3] is not None:
+            _add_windows(totals[3][which[1], rows.start :], _on_places(change, len(change) // width, width, rows.stop - rows.start))
+
+
+def _add_windows(table: Tensor, windows: Tensor) -> None:
+    "Add windows `(rows, w, h, w)` to the table that they lie in; they overlap."
+    rows, width, height, _ = windows.shape
+    strips = windows.new_zeros(width, rows + height - 1, width)
+    for row in range(rows):
+        strips[:, row : row + height] += windows[row]
+    for column in range(width):
+        table[: rows + height - 1, column : column + width] += strips[column]
 
 # %% ../nbs/06_attention.ipynb #d791a064
 def _biased_attention(q: Tensor, k: Tensor, v: Tensor, position: Position, grid: tuple[int, int], layer: int, prefix: int) -> Tensor:

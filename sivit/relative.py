@@ -14,6 +14,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from .patch import join_portions, portions
 from .position import POSITIONS, Position, grid_coordinates, resize_table
 
 # %% ../nbs/05_relative.ipynb #9b743079
@@ -163,7 +164,9 @@ class LogContinuousPositionBias(OffsetBias):
 
     def offset_bias(self, grid: tuple[int, int], layer: int) -> Tensor:
         mlp = self.mlps[layer if self.per_block else 0]
-        table = mlp(log_offsets(offset_table(grid, mlp[0].weight.device), self.grid).to(mlp[0].weight.dtype))
+        offsets = log_offsets(offset_table(grid, mlp[0].weight.device), self.grid).to(mlp[0].weight.dtype)[None]
+        rows = portions(offsets, 1, offsets.new_empty(offsets.shape[2], mlp[0].out_features))
+        table = join_portions(map(mlp, rows), offsets.shape[1])[0]
         return table if self.bound is None else self.bound * table.sigmoid()
 
 # %% ../nbs/05_relative.ipynb #becf7b68
