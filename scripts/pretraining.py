@@ -14,8 +14,13 @@
 # ---
 
 # %% tags=["parameters"]
-profile = "quick"  # "quick": a minute on two cores; "cpu": twenty minutes on two cores; "gpu": about an hour on one GPU
+profile = "quick"  # "quick": a minute on two cores; "cpu": twenty minutes on two cores; "gpu": larger, for a GPU
 results = "paper/results"  # folder of results, from the project's root
+
+# %% tags=["injected-parameters"]
+# Parameters
+profile = "cpu"
+
 
 # %% [markdown]
 # [ViTAR](https://arxiv.org/abs/2403.18361) reports that fuzzy positions go well with masked pre-training, and sine-cosine positions less (its Table 8). **Questions:** which encoding can still fill in hidden patches at sizes that
@@ -40,7 +45,7 @@ from sivit.core import figure_style, look
 from sivit.cost import count_macs
 from sivit.curve import area_under_log_curve, plot_curve
 from sivit.report import save_numbers
-from sivit.study import Run, percent, provenance, results_folder, run_grid, summarise
+from sivit.study import Run, percent, provenance, results_folder, run_grid, sign_figure, summarise
 from sivit.task import create_task
 from sivit.train import TrainConfig
 
@@ -55,7 +60,7 @@ POSITIONS = ("learned", "sincos", "fuzzy")
 TEXTURED = {"config": {"classes": 6, "texture": 0.1, "background_texture": 0.1}}
 PROFILES = {
     "quick": {
-        "seeds": 3, "dataset": "digits", "side": 16, "resolutions": (12, 16, 24, 40), "learning_rate": 4e-3, "batch_size": 64,
+        "seeds": 2, "dataset": "digits", "side": 16, "resolutions": (12, 16, 24, 40), "learning_rate": 4e-3, "batch_size": 64,
         "encoder": {"patch_size": 4, "dim": 48, "depth": 2, "heads": 4}, "decoder": {"decoder_dim": 32, "decoder_depth": 1, "decoder_heads": 4},
         "pretraining": {"epochs": 5}, "tuning": {"epochs": 5}, "test": {}, "same_epochs": False,
     },
@@ -126,6 +131,7 @@ table["arm"] = table.key.map({key: arm for key, (arm, _) in runs.items()})
 ARMS = [arm for arm in table.arm.unique() if arm != "masked"]
 masked = summarise(table[table.arm == "masked"], ["position"], measure="explained", bounds=(-float("inf"), 1.0))
 labelled = summarise(table[table.arm != "masked"], ["arm", "position"])
+origin = provenance(table, profile)
 
 # %% [markdown]
 # ## Along resolution
@@ -144,7 +150,8 @@ for ax, (title, rows) in zip(axes, panels.items()):
     ax.set_ylim(0, 1) if measure == "accuracy" else ax.set_ylim(max(-0.5, masked.low.min() - 0.05), 1)
     ax.get_legend().remove()
 handles = dict(zip(*axes[0].get_legend_handles_labels()[::-1]))
-fig.legend(handles.values(), handles, loc="outside lower center", ncols=4)
+fig.legend(handles.values(), handles, loc="outside upper center", ncols=4)
+sign_figure(fig, origin)
 plt.show()
 
 
@@ -229,7 +236,7 @@ Markdown("\n".join(f"- {sentence}" for sentence in sentences))
 # %%
 names = {arm: arm.removeprefix("scratch, ").replace("-", "").replace(" ", "_") for arm in ARMS}
 numbers = {
-    "provenance": provenance(table, profile), "dataset": chosen["dataset"], "side": f"{chosen['side']}", "largest": f"{max(chosen['resolutions'])}",
+    "provenance": origin, "dataset": chosen["dataset"], "side": f"{chosen['side']}", "largest": f"{max(chosen['resolutions'])}",
     "pretraining_epochs": f"{before.epochs}", "tuning_epochs": f"{after.epochs}", "like_compute_epochs": f"{after.epochs + extra}",
     "best_masked": ranking(explained)[0], "lead_masked": lead(explained),
 }  # fmt: skip
