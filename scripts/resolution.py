@@ -14,8 +14,13 @@
 # ---
 
 # %% tags=["parameters"]
-profile = "quick"  # "quick": minutes on two cores; "cpu": hours on two cores; "gpu": larger, for a GPU
+profile = "quick"  # "quick": minutes on two cores; "cpu": a quarter of an hour; "gpu": larger, for a GPU
 results = "paper/results"  # folder of results, from the project's root
+
+# %% tags=["injected-parameters"]
+# Parameters
+profile = "cpu"
+
 
 # %% [markdown]
 # A picture arrives at another size than those seen in training. The plain vision transformer then runs on another number of tokens; a
@@ -49,8 +54,7 @@ figure_style()
 # %% [markdown]
 # ## Settings
 #
-# The profiles differ in size only. Digits are real pictures of 8×8 px that are scaled up; scenes are drawn at every size anew, so that a larger picture
-# really holds more.
+# Digits are real pictures of 8×8 px that are scaled up. The profile `gpu` adds scenes, which are drawn at every size anew, so that a larger picture really holds more; for smaller machines these are in the [grid of all factors](factors.ipynb).
 
 # %%
 DIGITS = {
@@ -62,8 +66,8 @@ SCENES = {
     "resolutions": (8, 12, 16, 24, 32, 48, 64, 96, 128),
 }  # fmt: skip
 PROFILES = {
-    "quick": {"seeds": 3, "depth": 3, "tasks": [DIGITS | {"epochs": 14}]},
-    "cpu": {"seeds": 3, "depth": 4, "tasks": [DIGITS | {"epochs": 40}, SCENES | {"epochs": 10, "dataset_options": {"length": 12_000}}]},
+    "quick": {"seeds": 2, "depth": 3, "tasks": [DIGITS | {"epochs": 8}]},
+    "cpu": {"seeds": 3, "depth": 4, "tasks": [DIGITS | {"epochs": 40}]},
     "gpu": {"seeds": 5, "depth": 6, "tasks": [DIGITS | {"epochs": 100}, SCENES | {"epochs": 60, "dataset_options": {"length": 50_000}}]},
 }  # fmt: skip
 MERGERS = ["none", "avgpool", "convpool", "atm"]
