@@ -238,6 +238,7 @@ forward = bias[bias.work == "forward"].set_index(["way", "encoding"])
 numbers |= {"bias_tokens": f"{tokens:,}", "bias_slowdown": " and ".join(f"{1 / value:.2f}" for value in (forward.loc["table"].speed.max(), forward.loc["table"].speed.min()))}
 numbers["bias_slowdown_spread"] = f"{1 / forward.loc['spread'].speed.max():.1f} to {1 / forward.loc['spread'].speed.min():.1f}"
 steps = bias[bias.work == "training step"].set_index(["way", "encoding"])
+numbers["bias_training_slowdown"] = " and ".join(f"{1 / value:.2f}" for value in (steps.loc["table"].speed.max(), steps.loc["table"].speed.min()))
 numbers["bias_training_memory"] = f"{steps.loc['table'].peak_bytes.max() / 2**20:,.0f}"
 numbers["bias_training_memory_spread"] = f"{steps.loc['spread'].peak_bytes.max() / 2**20:,.0f}"
 

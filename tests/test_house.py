@@ -1,5 +1,6 @@
 """The house rules that a notebook cannot check about itself. Every failure says how to mend it."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -85,6 +86,17 @@ def test_exports_are_short():
             if cell.cell_type == "code" and cell.source.lstrip().startswith("#| export"):
                 lines = cell.source.count("\n") + 1
                 assert lines <= 80, f"{notebook.name}: an export cell of {lines} lines; split it:\n{cell.source[:200]}"
+
+
+@pytest.mark.parametrize("notebook", sorted((ROOT / "nbs/experiments").glob("*.ipynb")), ids=lambda path: path.stem)
+def test_figures_of_experiments_say_what_made_them(notebook):
+    cells = [cell for cell in json.loads(notebook.read_text())["cells"] if "#| label: fig-" in "".join(cell["source"])]
+    assert cells, "An experiment without a figure."
+    for cell in cells:
+        source, stored = "".join(cell["source"]), json.dumps(cell["outputs"])
+        name = source.partition("label: ")[2].split()[0]
+        assert "sign_figure(" in source, f"{name} names neither profile nor device: use sign_figure(fig, origin)."
+        assert "<!-- profile " in stored or "image/png" in stored, f"{name} is older than its code. Run it again."
 
 
 def test_no_page_names_somebody_s_machine():
