@@ -37,7 +37,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from IPython.display import Markdown
 
-from sivit.core import figure_style, look
+from sivit.core import PALETTE, figure_style, look
 from sivit.cost import count_macs
 from sivit.report import save_numbers
 from sivit.study import Run, areas, paired, percent, points, provenance, results_folder, run_grid, sign_figure, summarise
@@ -273,7 +273,7 @@ fig, ax = plt.subplots(figsize=(6.4, 2.9))
 for i, position in enumerate(chosen["encodings"]):
     rows = where(by_size, position=position).set_index("size").loc[list(chosen["models"])]
     places = [j + (i - (len(chosen["encodings"]) - 1) / 2) * 0.12 for j in range(len(rows))]
-    ax.errorbar(places, 100 * rows.area, yerr=[100 * (rows.area - rows.low), 100 * (rows.high - rows.area)], capsize=2, label=position, **look(position) | {"linestyle": ""})
+    ax.errorbar(places, 100 * rows.area, yerr=[100 * (rows.area - rows.low), 100 * (rows.high - rows.area)], capsize=2, label=position, **look(position) | {"color": list(PALETTE.values())[i], "linestyle": ""})
 ax.set_xticks(range(len(chosen["models"])), chosen["models"])
 ax.set(ylabel="area along resolution, %", ylim=(0, 100), xlabel="encoder")
 fig.legend(*ax.get_legend_handles_labels(), loc="outside upper center", ncols=len(chosen["encodings"]))
@@ -356,7 +356,9 @@ for schedule in ("single", "per_batch"):
         numbers |= {f"masks_{label}_{schedule}": row.position, f"masks_{label}_{schedule}_area": percent(row, measure="area")}
 own, rival = create_model("sivit_micro_patch4").config.position, encodings[-1]
 wide = max(chosen["models"], key=lambda name: chosen["models"][name].get("dim", 0))
-for label, frame in (("compute", where(budgets["equal compute"]["resolution"], merger="none", schedule="per_batch")), ("deep", where(deeper, size=numbers["deep"])), ("wide", where(deeper, size=wide))):
+plain = next(name for name, changed in chosen["models"].items() if not changed)  # the grid's own encoder
+compared = {"compute": where(budgets["equal compute"]["resolution"], merger="none", schedule="per_batch")} | {label: where(deeper, size=size) for label, size in (("grid", plain), ("deep", numbers["deep"]), ("wide", wide))}
+for label, frame in compared.items():
     there = own != rival and {own, rival} <= set(frame.position)
     numbers[f"own_over_rival_{label}"] = told(frame, "position", own, rival) if there else "not run in this profile"
 masks_own = where(whole, position=own, way="plain", schedule="per_batch").iloc[0]

@@ -65,7 +65,7 @@ SCENES = {"target": "objects", "config": {"objects": 3, "classes": 3}}
 HARD_SCENES = {"target": "objects", "config": {"objects": 3, "rotation": 180.0, "texture": 0.15, "distractors": 4}}
 PROFILES = {
     "quick": {
-        "seeds": 3, "sizes": (32, 48), "resolutions": (24, 32, 48, 64), "test": {"length": 32},
+        "seeds": 2, "sizes": (32, 48), "resolutions": (24, 32, 48, 64), "test": {"length": 32},
         "vit": {"patch_size": 2, "dim": 32, "depth": 2, "heads": 4},
         "detector": {
             "pyramid": (1.0, 0.5, 0.25), "anchor_sizes": (4.0,), "pyramid_dim": 32, "anchor_samples": 32, "proposals": 24,

@@ -226,7 +226,7 @@ for merger, schedule in itertools.product(MERGERS, ("per_batch", "all")):
 plain = by_kind[by_kind.merger == "none"]
 for schedule in SCHEDULES:
     for kind in sorted(set(plain.kind) - {"absolute"}):
-        compare("kind of position", plain[plain.schedule == schedule], "kind", kind, "absolute", [], titles[schedule])
+        compare("the kind of position", plain[plain.schedule == schedule], "kind", kind, "absolute", [], titles[schedule])
 tests = pd.DataFrame(tests)
 tests["p_holm"] = holm(tests.p)
 
@@ -234,7 +234,7 @@ tests["p_holm"] = holm(tests.p)
 #| label: tbl-factors
 #| tbl-cap: "Paired differences in area, in points, with 95 % intervals over seeds. A star marks what is left at 5 % after Holm's correction over the whole table; in brackets, the share of pairs in which the first is ahead."
 tests["shown"] = [f"{points(row)}{' *' if row.p_holm < 0.05 else ''} ({100 * row.wins:.0f} %)" for _, row in tests.iterrows()]
-spoken = [{"none": "no encoding"} if question == "kind of position" else names | SCHEDULE_NAMES for question in tests.question]
+spoken = [{"none": "no encoding"} if question == "the kind of position" else names | SCHEDULE_NAMES for question in tests.question]
 tests["compared"] = [f"{name.get(row.first, row.first)} − {name.get(row.second, row.second)}" for name, row in zip(spoken, tests.itertuples(), strict=True)]
 tests["row"] = range(len(tests))
 wide = tests.pivot_table(index=["question", "where", "compared"], columns="axis", values="shown", aggfunc="first", sort=False)[list(AXES.values())]
@@ -321,7 +321,7 @@ plt.show()
 AUTHORS = {"fan2024vitar": "ViTAR", "tian2023resformer": "ResFormer", "fuller2024lookhere": "LookHere", "heo2024rope": "RoPE-ViT"}
 published = json.loads(results_folder("paper/published.json").read_text())
 by_size = table[table.axis == "resolution"].assign(cell=lambda frame: frame.position + " " + frame.merger + " " + frame.schedule)
-rows = []
+rows, clear = [], []
 for told in published["comparisons"]:
     first, second = " ".join(told["ours_first"]), " ".join(told["ours_second"])
     if not {first, second} <= set(by_size.cell):
@@ -332,11 +332,12 @@ for told in published["comparisons"]:
         here = paired(by_size[by_size.value == side], "cell", first, second, [], "accuracy")
         rows.append({
             "question": told["question"], "published": f"{told['first']} − {told['second']} ({AUTHORS[told['source']]}, {told['table']})", "×": f"{times:.1f}", "there": f"{one - other:+.1f}",
-            "here": f"{100 * here['difference']:+.1f}", "±": f"{50 * (here['high'] - here['low']):.1f}", "cells here": f"{first} − {second}",
+            "here": f"{100 * here['difference']:+.1f}\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}{50 * (here['high'] - here['low']):.1f}", "cells here": f"{first} − {second}",
         })
+        clear.append(here["low"] > 0 or here["high"] < 0)
 beside = pd.DataFrame(rows)
-same_sign = (beside.there.str[0] == beside.here.str[0]).sum()
-Markdown(beside.to_markdown(index=False))
+same_sign = beside.there.str[0] == beside.here.str[0]
+Markdown(beside.to_markdown(index=False, disable_numparse=True))
 
 # %% [markdown]
 # ## Every cell
@@ -382,7 +383,12 @@ EVERY += [f"{name}_verdict" for name in EVERY if "_over_" in name]
 best = resolution.sort_values("area", ascending=False)
 numbers = dict.fromkeys(EVERY, "not run in this profile") | {
     "provenance": origin, "cells": f"{len(resolution)}", "runs": f"{table.key.nunique()}", "encodings": f"{len(POSITIONS)}", "mergers": f"{len(MERGERS)}",
-    "scenes": f"{chosen['length']:,}", "epochs": f"{chosen['epochs']}", "side": f"{SIDE}", "tests": f"{len(tests)}", "significant": f"{(tests.p_holm < 0.05).sum()}", "published": f"{len(beside)}", "same_sign": f"{same_sign}",
+    "scenes": f"{chosen['length']:,}", "epochs": f"{chosen['epochs']}", "side": f"{SIDE}", "tests": f"{len(tests)}", "significant": f"{(tests.p_holm < 0.05).sum()}", "published": f"{len(beside)}", "same_sign": f"{same_sign.sum()}",
+    "published_clear": f"{sum(clear)}", "published_opposed": f"{(np.array(clear) & ~same_sign).sum()}",
+    "significant_about": ", ".join(f"{count} about {question}" for question, count in (tests.p_holm < 0.05).groupby(tests.question, sort=False).sum().items()),
+    "sizes": ", ".join(map(str, SIZES[:-1])) + f" and {SIZES[-1]}", "grid": "×".join(map(str, GRID)), "depth": f"{chosen['depth']}", "tested": f"{chosen['test']}",
+    "resolutions": f"{POINTS['resolutions'][0]} to {POINTS['resolutions'][-1]}", "object_scales": f"{POINTS['object_scales'][0]:g} to {POINTS['object_scales'][-1]:g}", "canvases": f"{POINTS['canvases'][0]:g} to {POINTS['canvases'][-1]:g}",
+    "longer": f"{LENGTHS[-1] / LENGTHS[0]:g}", "largest_times": f"{max(POINTS['resolutions']) / SIDE:g}",
     "best_at_side": f"{100 * at_side.accuracy.max():.1f} %", "chance": f"{100 * chance:.0f} %",
     "best": "{position}, {merger}, {schedule}".format(**(best.iloc[0].to_dict() | {"merger": names[best.iloc[0].merger], "schedule": titles[best.iloc[0].schedule]})),
     "best_area": f"{100 * best.area.iloc[0]:.1f} %", "worst_area": f"{100 * best.area.iloc[-1]:.1f} %",

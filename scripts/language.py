@@ -198,7 +198,7 @@ plt.show()
 
 # %%
 #| label: tbl-language
-#| tbl-cap: "The same in numbers: nats per character on the last quarter of the window, means over seeds."
+#| tbl-cap: "Loss in nats per character on the last quarter of the window, mean over seeds, by encoding, by how its positions are read, and by length in units of the training length."
 wide = summary.pivot(index=["position", "reading"], columns="times", values="loss").loc[[(p, r) for p in POSITIONS for r in ("stretched", "continued") if p in TWO_READINGS or r == "continued"]]
 shown = wide.rename(columns=lambda times: f"{times}×").reset_index().rename(columns={"position": "encoding"})
 Markdown(shown.to_markdown(index=False, floatfmt=".3f"))

@@ -209,13 +209,7 @@ Markdown(pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True))
 
 # %%
 better, worse = ((compared.shown == word).sum() for word in ("better", "worse"))
-conclusion = f"of {len(compared)} comparisons, grid attention is shown to be better in {better} and worse in {worse}"
-if better > worse == 0:
-    conclusion += ": it earns its operations"
-elif worse > better == 0:
-    conclusion += ": it does not earn its operations"
-elif better == worse == 0:
-    conclusion += ": no difference is shown"
+conclusion = f"of {len(compared)} comparisons, grid attention is shown to be better in {better} and worse in {worse}, by intervals that are not corrected for their number"
 Markdown(f"**At like operations, {conclusion}.**")
 
 # %% [markdown]

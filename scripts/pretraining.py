@@ -138,7 +138,7 @@ origin = provenance(table, profile)
 
 # %%
 #| label: fig-pretraining
-#| fig-cap: "Left: share of the variation in hidden patches that is explained, against the side of the picture, by position encoding. The others: accuracy of the classifier that begins with the pre-trained encoder, and of those from scratch. The grey line marks the one size seen in all training; bands are 95 % intervals over seeds."
+#| fig-cap: "Left: share of the variation in hidden patches that is explained, against the side of the picture, by position encoding. The others: accuracy of the classifier that begins with the pre-trained encoder, and of those from scratch. The grey line marks the one size seen in all training; bands are 95 % intervals over seeds. What is explained worse than −50 % is not drawn."
 fig, axes = plt.subplots(1, 1 + len(ARMS), figsize=(1 + 2.6 * (1 + len(ARMS)), 3.1))
 panels = {"hidden patches": masked} | {arm: labelled[labelled.arm == arm] for arm in ARMS}
 for ax, (title, rows) in zip(axes, panels.items()):

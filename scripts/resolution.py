@@ -198,6 +198,8 @@ for method in NAMES:
 ranked = {place: cells.xs(size, level="value").drop("single").accuracy.sort_values() for place, size in places.items()}
 numbers |= {f"best_{place}": NAMES[accuracy.index[-1]] for place, accuracy in ranked.items()}
 numbers |= {f"worst_{place}": NAMES[accuracy.index[0]] for place, accuracy in ranked.items()}
+whole = unseen[(unseen.dataset == first["dataset"]) & (unseen.passes == "whole")].value.unique()
+numbers["whole_sizes"] = ", ".join(f"{size:g}" for size in whole)
 for method in ("none", "atm"):
     numbers |= {f"{method}_{kind}": f"{passes.loc[(first['dataset'], method), kind]:.1f} %" for kind in ("whole", "padded")}
 save_numbers("resolution", numbers, results)

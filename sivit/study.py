@@ -502,9 +502,9 @@ def provenance(
 
 def verdict(
     found,  # with low and high, as from `paired`
-) -> str:  # "raises", "lowers" or "does not show to change"
+) -> str:  # "raises", "lowers" or "is not shown to change"
     "What the first does to the measure, as far as the interval says."
-    return "raises" if found["low"] > 0 else "lowers" if found["high"] < 0 else "does not show to change"
+    return "raises" if found["low"] > 0 else "lowers" if found["high"] < 0 else "is not shown to change"
 
 
 def sign_figure(

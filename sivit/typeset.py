@@ -297,7 +297,7 @@ def parse(
     where: str = "pandoc",  # for error messages
 ) -> dict:  # metadata under `meta`, elements under `blocks`
     "The tree that pandoc makes of a text."
-    return json.loads(pandoc(text, source, "json", where=where))
+    return json.loads(pandoc(text, source, "json", "--columns=100000", where=where))  # a table's columns are as wide as they need
 
 # %% ../nbs/28_typeset.ipynb #e17a35da
 def walk(
