@@ -19,6 +19,11 @@ results = "paper/results"  # folder of results, from the project's root
 dataset = "scenes"  # or "ade20k", for profile "gpu"
 root = ""  # for ADE20K: the folder that holds ADEChallengeData2016/
 
+# %% tags=["injected-parameters"]
+# Parameters
+profile = "cpu"
+
+
 # %% [markdown]
 # A merger that leads to a fixed grid makes large pictures cheap, and throws away where things were, which is what segmentation asks for. **Question:** what does a fixed grid cost in segmentation, how much of it
 # does a learned way back restore, and how do both stand against merging at a fixed ratio, which is what ViTAR does?
@@ -203,7 +208,7 @@ for key in ("two", "fixed", "unmerged"):
     method = {value: name for name, value in short.items()}[key]
     numbers[f"{key}_saves_large"] = f"{100 * (1 - macs[method]['large'] / macs['plain, linear']['large']):.0f} %"
 for (pair, place), found in compared.items():
-    numbers |= {f"{pair}_{place}": points(found), f"{pair}_{place}_verdict": verdict(found)}
+    numbers |= {f"gain_{pair}_{place}": points(found), f"gain_{pair}_{place}_verdict": verdict(found)}
 for place, size in places.items():
     at = curves["miou"][curves["miou"].value == size].set_index("method").miou
     numbers |= {f"best_{place}": at.idxmax(), f"worst_{place}": at.idxmin()}

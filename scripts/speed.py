@@ -192,7 +192,7 @@ plt.show()
 
 # %%
 #| label: tbl-large
-#| tbl-cap: "Large pictures, one at a time: operations, time, the part of it that the floor would take, the most that tensors held, and the most that a fresh process held with Python, torch, weights and picture."
+#| tbl-cap: "Large pictures, one at a time: operations, time, the part of it that the floor would take, which is as many operations in products of large matrices, the most that tensors held, and the most that a fresh process held with Python, torch, weights and picture."
 resident = mebibytes(large.resident_bytes).replace("nan", "") if "resident_bytes" in large else ""
 table = pd.DataFrame({
     "model": large.model, "side, px": large["size"], "10⁹ MACs": (large.macs / 1e9).map("{:,.1f}".format), "ms": large.milliseconds.map("{:,.0f}".format),
