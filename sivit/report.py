@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['QUARTO_SAYS', 'declared_parameters', 'Progress', 'run_notebook', 'save_numbers', 'merge_numbers', 'quarto_problems',
-           'site_problems', 'render_quarto', 'note_build', 'show_exports', 'ReportConfig', 'stage_project',
-           'run_experiments', 'slowest_cells', 'build_report', 'main']
+           'site_problems', 'drop_network_scripts', 'render_quarto', 'note_build', 'show_exports', 'ReportConfig',
+           'stage_project', 'run_experiments', 'slowest_cells', 'build_report', 'main']
 
 # %% ../nbs/29_report.ipynb #9dc000ce
 import ast
@@ -253,6 +253,19 @@ def site_problems(
     return problems
 
 # %% ../nbs/29_report.ipynb #8cd7e68c
+def drop_network_scripts(
+    site: str | os.PathLike,  # a website rendered by Quarto
+) -> None:
+    "Take out the scripts for notebook widgets, RequireJS and jQuery."
+    remote = r'<script src="https://cdnjs\.cloudflare\.com/[^"]*/(?:require|jquery)[^"]*"[^>]*></script>'
+    local = r"<script[^>]*>define\('jquery'[^<]*</script>"
+    for path in Path(site).rglob("*.html"):
+        page = path.read_text(encoding="utf-8")
+        kept = re.sub(f"{remote}|{local}", "", page)
+        if kept != page:
+            write_atomic(path, kept)
+
+# %% ../nbs/29_report.ipynb #a3b0f0f1
 def render_quarto(
     project: str | os.PathLike,  # the sources, with `settings.ini` and the library
     output: str | os.PathLike,  # folder for `html/` and `paper.pdf`
@@ -284,6 +297,7 @@ def render_quarto(
         if failed or problems:
             kept = write_atomic(output / "quarto.log", log)
             raise ReportError("\n".join([*(problems or log.splitlines()[-8:]), f"{kept}: everything Quarto said"]))
+        drop_network_scripts(site)
         pdf = (site / paper).with_suffix(".pdf").read_bytes()
         replace_folder(site, output / "html")
     return Rendered(output / "html/index.html", write_atomic(output / "paper.pdf", pdf), name)
