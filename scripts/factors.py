@@ -65,7 +65,7 @@ AXES = {"resolution": "resolution", "object_scale": "object scale", "canvas": "c
 POINTS = {"resolutions": (8, 12, 16, 20, 24, 32, 48, 96), "object_scales": (0.35, 0.5, 0.7, 1, 1.2), "canvases": (0.5, 0.75, 1, 1.5, 2)}
 PROFILES = {
     "quick": {
-        "encodings": "fuzzy lookhere", "mergers": ("none", "atm"), "seeds": 2, "length": 800, "epochs": 2, "batch_size": 32, "learning_rate": 2e-3, "depth": 1,
+        "encodings": "learned fuzzy lookhere", "mergers": ("none", "atm"), "seeds": 2, "length": 800, "epochs": 2, "batch_size": 32, "learning_rate": 2e-3, "depth": 1,
         "scenes": {"config": {"classes": 4, "half_width": [0.3, 0.45]}}, "test": 60, "longer": (3,),
     },
     "cpu": {
@@ -335,7 +335,7 @@ for told in published["comparisons"]:
             "here": f"{100 * here['difference']:+.1f}\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}{50 * (here['high'] - here['low']):.1f}", "cells here": f"{first} − {second}",
         })
         clear.append(here["low"] > 0 or here["high"] < 0)
-beside = pd.DataFrame(rows)
+beside = pd.DataFrame(rows, columns=["question", "published", "×", "there", "here", "cells here"])
 same_sign = beside.there.str[0] == beside.here.str[0]
 Markdown(beside.to_markdown(index=False, disable_numparse=True))
 
@@ -384,7 +384,7 @@ best = resolution.sort_values("area", ascending=False)
 numbers = dict.fromkeys(EVERY, "not run in this profile") | {
     "provenance": origin, "cells": f"{len(resolution)}", "runs": f"{table.key.nunique()}", "encodings": f"{len(POSITIONS)}", "mergers": f"{len(MERGERS)}",
     "scenes": f"{chosen['length']:,}", "epochs": f"{chosen['epochs']}", "side": f"{SIDE}", "tests": f"{len(tests)}", "significant": f"{(tests.p_holm < 0.05).sum()}", "published": f"{len(beside)}", "same_sign": f"{same_sign.sum()}",
-    "published_clear": f"{sum(clear)}", "published_opposed": f"{(np.array(clear) & ~same_sign).sum()}",
+    "published_clear": f"{sum(clear)}", "published_opposed": f"{(np.array(clear, dtype=bool) & ~same_sign).sum()}",
     "significant_about": ", ".join(f"{count} about {question}" for question, count in (tests.p_holm < 0.05).groupby(tests.question, sort=False).sum().items()),
     "sizes": ", ".join(map(str, SIZES[:-1])) + f" and {SIZES[-1]}", "grid": "×".join(map(str, GRID)), "depth": f"{chosen['depth']}", "tested": f"{chosen['test']}",
     "resolutions": f"{POINTS['resolutions'][0]} to {POINTS['resolutions'][-1]}", "object_scales": f"{POINTS['object_scales'][0]:g} to {POINTS['object_scales'][-1]:g}", "canvases": f"{POINTS['canvases'][0]:g} to {POINTS['canvases'][-1]:g}",
