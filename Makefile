@@ -15,7 +15,7 @@ help:  ## show this list
 report: $(VENV)/installed  ## run the experiments and render website and paper; PROFILE=quick|cpu|gpu
 	@$(BIN)/python -m sivit.report --profile $(PROFILE)
 
-test: $(VENV)/installed  ## run every check; less than twenty minutes on two cores
+test: $(VENV)/installed  ## run every check; about a quarter of an hour on two cores
 	@echo "[1/3] ruff";       $(BIN)/ruff check . || { echo "Mend what it names, or let 'make fix' do it."; exit 1; }
 	@mkdir -p .build; echo "[2/3] chapters, each in a process of its own, two at a time"
 	@ls nbs/*.ipynb | OMP_NUM_THREADS=1 xargs -P 2 -I{} sh -c '$(BIN)/nbdev_test --path {} --n_workers 0 --timing > .build/test-$$(basename {}).log 2>&1 \

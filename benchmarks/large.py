@@ -25,7 +25,7 @@ PROFILES = {  # sides in px of each model
     "cpu": (SIDES, SIDES[:4], SIDES[:4], (224, 448, 1120)),
     "gpu": (SIDES, SIDES[:5], SIDES, SIDES[:5]),
 }
-ROUNDS = {"quick": (4, 10), "cpu": (15, 60), "gpu": (20, 60)}  # of large pictures, and of small ones
+ROUNDS = {"quick": (3, 8), "cpu": (15, 60), "gpu": (20, 60)}  # of large pictures, and of small ones
 
 
 @dataclasses.dataclass(frozen=True)

@@ -66,7 +66,7 @@ SCENES = {
     "resolutions": (8, 12, 16, 24, 32, 48, 64, 96, 128),
 }  # fmt: skip
 PROFILES = {
-    "quick": {"seeds": 2, "depth": 3, "tasks": [DIGITS | {"epochs": 8}]},
+    "quick": {"seeds": 2, "depth": 3, "tasks": [DIGITS | {"epochs": 6}]},
     "cpu": {"seeds": 3, "depth": 4, "tasks": [DIGITS | {"epochs": 40}]},
     "gpu": {"seeds": 5, "depth": 6, "tasks": [DIGITS | {"epochs": 100}, SCENES | {"epochs": 60, "dataset_options": {"length": 50_000}}]},
 }  # fmt: skip

@@ -65,7 +65,7 @@ MORE_SCENES = {"target": "mask", "config": {"objects": 3, "classes": 4}}
 HARD_SCENES = {"target": "mask", "config": {"objects": 3, "rotation": 180.0, "texture": 0.15, "distractors": 4}}
 PROFILES = {
     "quick": {
-        "seeds": 3, "sizes": (20, 40), "resolutions": (16, 20, 28, 40, 80), "width": 16, "test": {"length": 48},
+        "seeds": 2, "sizes": (20, 40), "resolutions": (16, 20, 28, 40, 80), "width": 16, "test": {"length": 48},
         "vit": {"patch_size": 4, "dim": 48, "depth": 2, "heads": 3},
         "train": {"epochs": 4, "batch_size": 16, "learning_rate": 4e-3, "dataset_options": SCENES | {"length": 448}},
     },
