@@ -138,8 +138,7 @@ fig, axes = plt.subplots(1, 2, figsize=(8.6, 3.3), sharey=True)
 for name, title, ax in zip(("map", "mask_map"), ("boxes", "masks"), axes, strict=True):
     for method, (color, marker) in LOOKS.items():
         rows = curves[name][curves[name].method == method].rename(columns={"value": "size"})
-        seen = chosen["sizes"] if method == next(iter(METHODS)) else ()
-        plot_curve(rows, "size", measure=name, seen=seen, ax=ax, label=method, color=PALETTE[color], marker=marker)
+        plot_curve(rows, "size", measure=name, seen=chosen["sizes"], ax=ax, label=method, color=PALETTE[color], marker=marker)
     ax.set(xlabel="side of the test picture, px", ylabel="average precision", title=title, ylim=(0, None))
     ax.get_legend().remove()
 fig.legend(*axes[0].get_legend_handles_labels(), loc="outside right center")

@@ -388,7 +388,7 @@ numbers = dict.fromkeys(EVERY, "not run in this profile") | {
     "significant_about": ", ".join(f"{count} about {question}" for question, count in (tests.p_holm < 0.05).groupby(tests.question, sort=False).sum().items()),
     "sizes": ", ".join(map(str, SIZES[:-1])) + f" and {SIZES[-1]}", "grid": "×".join(map(str, GRID)), "depth": f"{chosen['depth']}", "tested": f"{chosen['test']}",
     "resolutions": f"{POINTS['resolutions'][0]} to {POINTS['resolutions'][-1]}", "object_scales": f"{POINTS['object_scales'][0]:g} to {POINTS['object_scales'][-1]:g}", "canvases": f"{POINTS['canvases'][0]:g} to {POINTS['canvases'][-1]:g}",
-    "longer": f"{LENGTHS[-1] / LENGTHS[0]:g}", "largest_times": f"{max(POINTS['resolutions']) / SIDE:g}",
+    "largest_times": f"{max(POINTS['resolutions']) / SIDE:g}",
     "best_at_side": f"{100 * at_side.accuracy.max():.1f} %", "chance": f"{100 * chance:.0f} %",
     "best": "{position}, {merger}, {schedule}".format(**(best.iloc[0].to_dict() | {"merger": names[best.iloc[0].merger], "schedule": titles[best.iloc[0].schedule]})),
     "best_area": f"{100 * best.area.iloc[0]:.1f} %", "worst_area": f"{100 * best.area.iloc[-1]:.1f} %",

@@ -31,6 +31,7 @@ results = "paper/results"  # folder of results, from the project's root
 # %%
 import hashlib
 import json
+import math
 import time
 
 import joblib
@@ -38,14 +39,13 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import torch
 from IPython.display import Markdown
-from scipy.special import stdtrit
 
 from sivit.core import PALETTE, figure_style, look, write_atomic
 from sivit.language import (
     LanguageModelConfig, TextTraining, encode_text, project_text, read_positions, split_text, text_loss, train_on_text,
 )  # fmt: skip
 from sivit.report import save_numbers
-from sivit.study import provenance, results_folder, sign_figure, surroundings
+from sivit.study import provenance, results_folder, sign_figure, summarise, surroundings
 
 results = results_folder(results)
 figure_style()
@@ -152,16 +152,8 @@ table = pd.DataFrame([
     for result in found for point in result["metrics"]
 ])  # fmt: skip
 length = chosen["model"]["length"]
-
-
-def interval(values):
-    "Mean over seeds, and Student's interval."
-    half = stdtrit(len(values) - 1, 0.975) * values.std(ddof=1) / len(values) ** 0.5
-    return pd.Series({"loss": values.mean(), "low": values.mean() - half, "high": values.mean() + half})
-
-
 origin = provenance(table, profile)
-summary = table.groupby(["position", "reading", "times"], sort=False).late.apply(interval).unstack().reset_index()
+summary = summarise(table, ["position", "reading", "times"], measure="late", bounds=(0, math.inf)).rename(columns={"late": "loss"})
 still = "which is the text of today" if text["sha256"] == split.sha256 else "which has been written on since"
 Markdown(
     f"The text: {text['characters']:,} characters of {text['vocabulary']} kinds, SHA-256 `{text['sha256'][:16]}…`, {still}. Held out: {', '.join(text['held_out'])}. "

@@ -28,6 +28,7 @@ results = "paper/results"  # folder of results, from the project's root
 
 # %%
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 from IPython.display import Markdown
 
@@ -37,7 +38,7 @@ from sivit.data import create_dataset
 from sivit.curve import plot_curve
 from sivit.report import save_numbers
 from sivit.resnet import DOWNSAMPLES
-from sivit.study import Run, percent, provenance, results_folder, run_grid, sign_figure, summarise
+from sivit.study import Run, paired, percent, points, provenance, results_folder, run_grid, sign_figure, summarise, verdict
 from sivit.train import TrainConfig
 from sivit.vit import create_model
 
@@ -153,8 +154,7 @@ for ax, (dataset, task) in zip(axes[0], tasks.items()):
     for downsample, name in NAMES.items():
         rows = summary[(summary.dataset == dataset) & (summary.halved == downsample)]
         color, marker = LOOK[downsample]
-        seen = (task["side"],) if downsample == "stride" else ()
-        plot_curve(rows.rename(columns={"value": "size"}), "size", seen=seen, ax=ax, label=name, color=PALETTE[color], marker=marker)
+        plot_curve(rows.rename(columns={"value": "size"}), "size", seen=(task["side"],), ax=ax, label=name, color=PALETTE[color], marker=marker)
     ax.set(xlabel="side of the test picture, px", ylabel="accuracy", title=dataset, ylim=(0, 1))
     ax.get_legend().remove()
 fig.legend(*axes[0][0].get_legend_handles_labels(), loc="outside right center")
@@ -176,40 +176,29 @@ Markdown(text.rename(index=NAMES).rename_axis(index={"halved": "halved by"}).res
 # For every seed, the accuracy with grid attention less that of each other way: at the size of training, and averaged over the smaller and over the larger ones.
 
 # %%
-PLACES = {"smaller": -1, "trained": 0, "larger": 1}
-
-
-def gains(dataset: str, other: str, place: str) -> pd.Series:
-    "Points by which grid attention is ahead of another way, for each seed."
-    rows = table[table.dataset == dataset]
-    rows = rows[(rows.value - tasks[dataset]["side"]).map(lambda above: (above > 0) - (above < 0)) == PLACES[place]]
-    means = rows.groupby(["halved", "seed"]).accuracy.mean()
-    return 100 * (means["grid_attention"] - means[other])
-
+PLACES = {-1: "smaller", 0: "trained", 1: "larger"}
+above = table.value - table.dataset.map({dataset: task["side"] for dataset, task in tasks.items()})
+places = table.assign(place=np.sign(above).map(PLACES)).groupby(["dataset", "place", "halved", "seed"], as_index=False).accuracy.mean()
+compared = {
+    (dataset, other, place): paired(places[(places.dataset == dataset) & (places.place == place)], "halved", "grid_attention", other, [], "accuracy")
+    for dataset in tasks for other in ("stride", "average") for place in PLACES.values()
+}  # fmt: skip
 
 # %% [markdown]
 # A difference counts as shown where the 95 % interval of its mean over seeds (Student's, of the differences within seeds) does not hold zero. One interval in twenty leaves it out by chance.
 
 # %%
-compared = pd.concat(
-    pd.DataFrame({"dataset": dataset, "other": other, "axis": "sizes", "value": place, "seed": gain.index, "gain": gain.values})
-    for dataset in tasks for other in ("stride", "average") for place in PLACES for gain in [gains(dataset, other, place)]
-)  # fmt: skip
-compared = summarise(compared, ["dataset", "other"], measure="gain", bounds=(-100, 100))
-compared["shown"] = ["better" if row.low > 0 else "worse" if row.high < 0 else "no difference shown" for row in compared.itertuples()]
-
-# %%
 #| label: tbl-resnet-pooling-answer
 #| tbl-cap: "Gain of grid attention over the two other ways, in points of accuracy: mean of the differences within seeds, and its 95 % interval."
 rows = [
-    {"dataset": row.dataset, "grid attention against": NAMES[row.other], "sizes": row.value, "gain, points": f"{row.gain:+.1f} [{row.low:+.1f}, {row.high:+.1f}]", "grid attention is": row.shown}
-    for row in compared.itertuples()
+    {"dataset": dataset, "grid attention against": NAMES[other], "sizes": place, "gain, points": points(found), "grid attention": f"{verdict(found)} accuracy"}
+    for (dataset, other, place), found in compared.items()
 ]  # fmt: skip
 Markdown(pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True))
 
 # %%
-better, worse = ((compared.shown == word).sum() for word in ("better", "worse"))
-conclusion = f"of {len(compared)} comparisons, grid attention is shown to be better in {better} and worse in {worse}, by intervals that are not corrected for their number"
+verdicts = [verdict(found) for found in compared.values()]
+conclusion = f"of {len(compared)} comparisons, grid attention is shown to be better in {verdicts.count('raises')} and worse in {verdicts.count('lowers')}, by intervals that are not corrected for their number"
 Markdown(f"**At like operations, {conclusion}.**")
 
 # %% [markdown]
@@ -225,7 +214,6 @@ numbers = {
 }  # fmt: skip
 for downsample in DOWNSAMPLES:
     numbers |= {f"{downsample}_{place}": percent(cells.loc[(downsample, size)]) for place, size in sides.items()}
-for row in compared[compared.dataset == first["dataset"]].itertuples():
-    numbers[f"gain_{row.other}_{row.value}"] = f"{row.gain:+.1f} [{row.low:+.1f}, {row.high:+.1f}]"
+numbers |= {f"gain_{other}_{place}": points(found) for (dataset, other, place), found in compared.items() if dataset == first["dataset"]}
 save_numbers("pooling", numbers, results)
 pd.Series(numbers)

@@ -38,9 +38,9 @@ import pandas as pd
 from IPython.display import Markdown
 
 from sivit.core import figure_style, look
-from sivit.curve import area_under_log_curve, plot_curve
+from sivit.curve import plot_curve
 from sivit.report import save_numbers
-from sivit.study import Run, percent, provenance, results_folder, run_grid, sign_figure, summarise
+from sivit.study import Run, areas, percent, provenance, results_folder, run_grid, sign_figure, summarise
 from sivit.train import TrainConfig
 from sivit.vit import list_positions
 
@@ -116,7 +116,7 @@ for ax, (kind, names) in zip(axes.flat, kinds.items()):
             rows = summary[(summary.schedule == schedule) & (summary.position == name)]
             style = look(name) if name != "none" else {"color": "black", "marker": ""}
             if schedule == "per_batch":
-                plot_curve(rows.rename(columns={"value": "size"}), "size", seen=seen if name == names[0] else (), ax=ax, label=name, **style)
+                plot_curve(rows.rename(columns={"value": "size"}), "size", seen=seen, ax=ax, label=name, **style)
             else:
                 ax.plot(rows.value, rows.accuracy, line, lw=1.1, color=style["color"])
     ax.set(ylim=(0, 1.02), xlabel="side of the test picture, px" if ax in axes[-1] else None, ylabel="accuracy" if ax in axes[:, 0] else None)
@@ -136,18 +136,10 @@ plt.show()
 #| label: tbl-positions
 #| tbl-cap: "Area under the accuracy curve over log₂ of the side, in percent, and accuracy at the largest training size, after training at a single size and at one size per batch; means over seeds."
 sizes = {schedule: max(sizes) for schedule, sizes in task["schedules"].items()}
-rows = []
-for (schedule, position), curve in summary.groupby(["schedule", "position"], sort=False):
-    area = area_under_log_curve(curve.value.tolist(), curve.accuracy.tolist())
-    at_seen = curve[curve.value == sizes[schedule]].accuracy.item()
-    rows.append({"schedule": schedule, "encoding": position, "area": round(100 * area, 1), "at the seen size": round(100 * at_seen, 1)})
-areas = pd.DataFrame(rows).sort_values(["schedule", "area"], ascending=[False, False])
-wide = areas.pivot(index="encoding", columns="schedule", values=["area", "at the seen size"])
-shown = pd.DataFrame({"encoding": wide.index})
-for measure, title in [("area", "area"), ("at the seen size", "largest seen size")]:
-    for schedule in task["schedules"]:
-        shown[f"{title}, {schedule}"] = wide[measure, schedule].to_numpy()
-shown = shown.sort_values(shown.columns[2], ascending=False)
+area = 100 * areas(table).groupby(["schedule", "position"]).area.mean()
+seen = 100 * summary.set_index(["schedule", "position", "value"]).accuracy
+shown = pd.DataFrame({f"area, {schedule}": area[schedule] for schedule in sizes} | {f"largest seen size, {schedule}": seen[schedule].xs(size, level="value") for schedule, size in sizes.items()})
+shown = shown.sort_values(shown.columns[1], ascending=False).rename_axis("encoding").reset_index()
 Markdown(shown.to_markdown(index=False, floatfmt=".1f"))
 
 # %% [markdown]
@@ -156,10 +148,8 @@ Markdown(shown.to_markdown(index=False, floatfmt=".1f"))
 # %%
 numbers = {"provenance": origin, "dataset": task["dataset"], "count": f"{len(POSITIONS)}"}
 for schedule in task["schedules"]:
-    ranked = areas[areas.schedule == schedule]
-    best, worst = ranked.iloc[0], ranked.iloc[-1]
-    numbers |= {f"best_{schedule}": best.encoding, f"best_{schedule}_area": f"{best.area:.1f} %"}
-    numbers |= {f"worst_{schedule}": worst.encoding, f"worst_{schedule}_area": f"{worst.area:.1f} %"}
+    for place, position in (("best", area[schedule].idxmax()), ("worst", area[schedule].idxmin())):
+        numbers |= {f"{place}_{schedule}": position, f"{place}_{schedule}_area": f"{area[schedule, position]:.1f} %"}
     for position in POSITIONS:
         largest = summary[(summary.schedule == schedule) & (summary.position == position)].iloc[-1]
         numbers[f"{position}_{schedule}_large"] = percent(largest)

@@ -39,13 +39,12 @@ import dataclasses
 import matplotlib.pyplot as plt
 import pandas as pd
 from IPython.display import Markdown
-from scipy.stats import t
 
 from sivit.core import figure_style, look
 from sivit.cost import count_macs
-from sivit.curve import area_under_log_curve, plot_curve
+from sivit.curve import plot_curve
 from sivit.report import save_numbers
-from sivit.study import Run, percent, provenance, results_folder, run_grid, sign_figure, summarise
+from sivit.study import Run, areas, paired, percent, points, provenance, results_folder, run_grid, sign_figure, summarise, verdict
 from sivit.task import create_task
 from sivit.train import TrainConfig
 
@@ -113,21 +112,21 @@ extra = round(before.epochs * epoch(before) / epoch(after))
 
 # %%
 #| output: false
-points = {"test_options": chosen["test"], "resolutions": chosen["resolutions"]}
+measured = {"test_options": chosen["test"], "resolutions": chosen["resolutions"]}
 runs = {}
 for seed in range(chosen["seeds"]):
     for position in POSITIONS:
         before = pretraining(position, seed)
-        runs[Run(before, **points).key] = "masked", Run(before, **points)
+        runs[Run(before, **measured).key] = "masked", Run(before, **measured)
         arms = {
-            "pre-trained": Run(tuning(position, seed), **points, pretraining=before),
-            "scratch, like compute": Run(tuning(position, seed, extra), **points),
+            "pre-trained": Run(tuning(position, seed), **measured, pretraining=before),
+            "scratch, like compute": Run(tuning(position, seed, extra), **measured),
         }
         if chosen["same_epochs"]:
-            arms["scratch, same epochs"] = Run(tuning(position, seed), **points)
+            arms["scratch, same epochs"] = Run(tuning(position, seed), **measured)
         runs |= {run.key: (arm, run) for arm, run in arms.items()}
 table = run_grid([run for _, run in runs.values()], results)
-table["arm"] = table.key.map({key: arm for key, (arm, _) in runs.items()})
+table.insert(0, "arm", table.key.map({key: arm for key, (arm, _) in runs.items()}))
 ARMS = [arm for arm in table.arm.unique() if arm != "masked"]
 masked = summarise(table[table.arm == "masked"], ["position"], measure="explained", bounds=(-float("inf"), 1.0))
 labelled = summarise(table[table.arm != "masked"], ["arm", "position"])
@@ -154,7 +153,6 @@ fig.legend(handles.values(), handles, loc="outside upper center", ncols=4)
 sign_figure(fig, origin)
 plt.show()
 
-
 # %% [markdown]
 # ## One number per curve
 #
@@ -163,30 +161,18 @@ plt.show()
 # %%
 #| label: tbl-pretraining
 #| tbl-cap: "Area under the curves over log₂ of the side, in percent, mean over seeds; and what the pre-trained start adds to the area of each classifier from scratch, with its 95 % interval over seeds."
-def areas(rows: pd.DataFrame, measure: str) -> pd.Series:
-    "Area under the curve of every seed, in percent."
-    return rows.groupby(["position", "seed"]).apply(
-        lambda curve: 100 * area_under_log_curve(curve.value, curve[measure]), include_groups=False
-    )
-
-
-def interval(differences: pd.Series) -> tuple[float, float, float]:
-    "Mean and Student's 95 % interval."
-    half = t.ppf(0.975, len(differences) - 1) * differences.std(ddof=1) / len(differences) ** 0.5
-    return differences.mean(), differences.mean() - half, differences.mean() + half
-
-
-by_arm = {arm: areas(table[table.arm == arm], "accuracy") for arm in ARMS}
 explained = areas(table[table.arm == "masked"], "explained")
-gains = {arm: by_arm["pre-trained"] - by_arm[arm] for arm in ARMS[1:]}
-rows = []
-for position in POSITIONS:
-    row = {"encoding": position, "hidden patches": f"{explained[position].mean():.1f}"}
-    row |= {arm: f"{area[position].mean():.1f}" for arm, area in by_arm.items()}
-    for arm, gain in gains.items():
-        mean, low, high = interval(gain[position])
-        row[f"added to {arm}"] = f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]"
-    rows.append(row)
+by_arm = {arm: areas(table[table.arm == arm]) for arm in ARMS}
+gains = {
+    (arm, position): paired(pd.concat(by_arm.values()).query("position == @position"), "arm", ARMS[0], arm, [])
+    for arm in ARMS[1:] for position in POSITIONS
+}  # fmt: skip
+rows = [
+    {"encoding": position}
+    | {name: f"{100 * area[area.position == position].area.mean():.1f}" for name, area in {"hidden patches": explained, **by_arm}.items()}
+    | {f"added to {arm}": points(gains[arm, position]) for arm in ARMS[1:]}
+    for position in POSITIONS
+]  # fmt: skip
 Markdown(pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True))
 
 # %%
@@ -202,27 +188,21 @@ Markdown(spent.loc[ARMS, list(POSITIONS)].add_suffix(", 10⁹ MACs").rename_axis
 
 # %%
 #| label: pretraining-verdict
-def verdict(differences: pd.Series) -> str:
-    "What the seeds say of a difference."
-    _, low, high = interval(differences)
-    return "helps" if low > 0 else "hurts" if high < 0 else "makes no difference that these seeds can tell"
-
-
-def ranking(area: pd.Series) -> list[str]:
+def ranking(area: pd.DataFrame) -> list[str]:
     "Encodings, the best first."
-    return area.groupby("position").mean().sort_values(ascending=False).index.tolist()
+    return area.groupby("position").area.mean().sort_values(ascending=False).index.tolist()
 
 
-def lead(area: pd.Series) -> str:
+def lead(area: pd.DataFrame) -> str:
     "In how many seeds the best encoding is ahead of the next."
-    best, second = ranking(area)[:2]
-    return f"{(area[best] > area[second]).sum()} of {chosen['seeds']}"
+    best, second = (area[area.position == position].set_index("seed").area for position in ranking(area)[:2])
+    return f"{(best > second).sum()} of {chosen['seeds']}"
 
 
 sentences = []
-for arm, gain in gains.items():
-    told = "; ".join(f"with {position} positions it {verdict(gain[position])}" for position in POSITIONS)
-    sentences.append(f"Pre-training against {arm}, over all sizes: {told}.")
+for arm in ARMS[1:]:
+    told = "; ".join(f"with {position} positions it {verdict(gains[arm, position])} the area" for position in POSITIONS)
+    sentences.append(f"Pre-training against {arm}: {told}.")
 for what, area in {"Hidden patches": explained, **by_arm}.items():
     sentences.append(f"{what[0].upper()}{what[1:]}: best over all sizes is {ranking(area)[0]}, ahead of {ranking(area)[1]} in {lead(area)} seeds.")
 Markdown("\n".join(f"- {sentence}" for sentence in sentences))
@@ -243,10 +223,9 @@ numbers = {
 for arm, name in names.items():
     numbers |= {f"best_{name}": ranking(by_arm[arm])[0], f"lead_{name}": lead(by_arm[arm])}
 for position in POSITIONS:
-    for arm, gain in gains.items():
-        mean, low, high = interval(gain[position])
-        numbers[f"{position}_added_to_{names[arm]}"] = f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]"
-        numbers[f"{position}_verdict_{names[arm]}"] = verdict(gain[position])
+    for arm in ARMS[1:]:
+        found = gains[arm, position]
+        numbers |= {f"{position}_added_to_{names[arm]}": points(found), f"{position}_verdict_{names[arm]}": verdict(found)}
     for place, size in {"seen": chosen["side"], "large": max(chosen["resolutions"])}.items():
         numbers[f"{position}_masked_{place}"] = percent(masked[(masked.position == position) & (masked.value == size)].iloc[0], measure="explained")
         for arm, name in names.items():

@@ -123,8 +123,7 @@ for ax, (dataset, task) in zip(axes[0], names.items()):
     for method, name in NAMES.items():
         rows = summary[(summary.dataset == dataset) & (summary.method == method)]
         style = look(method) if method != "single" else {"color": "#7f7f7f", "marker": "o", "linestyle": "--"}
-        seen = task["sizes"] if method == "none" else ()
-        plot_curve(rows.rename(columns={"value": "size"}), "size", seen=seen, ax=ax, label=name, **style)
+        plot_curve(rows.rename(columns={"value": "size"}), "size", seen=task["sizes"], ax=ax, label=name, **style)
     ax.set(xlabel="side of the test picture, px", ylabel="accuracy", title=dataset, ylim=(0, 1))
     ax.get_legend().remove()
 fig.legend(*axes[0][0].get_legend_handles_labels(), loc="outside right center")

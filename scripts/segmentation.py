@@ -133,8 +133,7 @@ fig, axes = plt.subplots(1, 2, figsize=(8.6, 3.4))
 for (name, curve), title, ax in zip(curves.items(), ("mean IoU", "boundary IoU"), axes, strict=True):
     for method, (color, marker) in LOOKS.items():
         rows = curve[curve.method == method].rename(columns={"value": "size"})
-        seen = chosen["sizes"] if method == list(METHODS)[-1] else ()
-        plot_curve(rows, "size", measure=name, seen=seen, ax=ax, label=method, color=PALETTE[color], marker=marker)
+        plot_curve(rows, "size", measure=name, seen=chosen["sizes"], ax=ax, label=method, color=PALETTE[color], marker=marker)
     ax.set(xlabel="side of the test picture, px", ylabel=title, ylim=(0, None))
     ax.get_legend().remove()
 fig.legend(*axes[0].get_legend_handles_labels(), loc="outside right center")

@@ -172,13 +172,13 @@ def _windows(q: Tensor, table: Tensor) -> Tensor:
 # %% ../nbs/06_attention.ipynb #51c4f04f
 def _weights(q: Tensor, k: Tensor, table: Tensor, scale: float, room: Tensor) -> Iterator[tuple[tuple[int, int], slice, slice, Tensor]]:
     "Picture and head, the rows of keys that a block sees, these keys, and the softmax over them, which is made in `room`."
-    windows, tiny = _windows(q, table), torch.finfo(table.dtype).tiny * 2.0**24
+    windows, tiny = _windows(q, table), torch.finfo(table.dtype).tiny * 2.0**24  # products with a gradient stay normal too
     (rows, width, height), prefix = windows.shape[1:4], k.shape[2] - windows[0, 0, 0].numel()
     seen, small = (table != -math.inf), (table < math.log(tiny) + 10)
     underflow = (seen & small).flatten(1).any(1).tolist()  # with 10 to spare for the products
-    ends = [seen[head].any(1).nonzero()[[0, -1], 0].tolist() for head in range(len(table))]
+    live = [rows_seen.nonzero().flatten().tolist() or [0] for rows_seen in seen.any(2)]
     for picture, head in itertools.product(range(q.shape[0]), range(q.shape[1])):
-        first, last = max(0, ends[head][0] - rows + 1), height if prefix else min(height, ends[head][1] + 1)
+        first, last = max(0, live[head][0] - rows + 1), height if prefix else min(height, live[head][-1] + 1)
         keys = slice(first * width, None if prefix else last * width)
         logits = room.resize_(q.shape[2], k[picture, head, keys].shape[0])
         torch.mm(q[picture, head] * scale, k[picture, head, keys].T, out=logits)

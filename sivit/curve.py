@@ -244,12 +244,14 @@ def plot_curve(
 
 # %% ../nbs/21_curve.ipynb #00610891
 def _mark_seen(ax: Axes, seen: Sequence[float]) -> None:
-    "Broad lines behind the curves, each value once, and one entry in the legend."
-    marked = {line.get_xdata()[0] for line in ax.lines if line.get_gid() == "seen"}
-    for value in sorted(set(seen) - marked):
-        name = None if marked else "seen in training"
+    "Broad lines behind the curves, each value once, and one entry in the legend, after those of the curves."
+    drawn = [line for line in ax.lines if line.get_gid() == "seen"]
+    values = sorted({*seen, *(line.get_xdata()[0] for line in drawn)})
+    for line in drawn:
+        line.remove()
+    for value in values:
+        name = "seen in training" if value == values[0] else None
         ax.axvline(value, color="0.88", linewidth=7, zorder=0.5, gid="seen", label=name)
-        marked.add(value)
 
 
 
