@@ -36,6 +36,22 @@ def device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
+def _part(options: Options) -> Path | None:
+    return options.out and options.out.with_suffix(f".{options.threads}.part")
+
+
+def begun(options: Options) -> list[dict]:
+    "The rows of a run with these options that was stopped."
+    part = _part(options)
+    return json.loads(part.read_text()) if part and part.exists() else []
+
+
+def begin(rows: list[dict], options: Options) -> None:
+    "Keep the rows of a run that is not at its end."
+    if part := _part(options):
+        write_atomic(part, json.dumps(rows))
+
+
 def keep(rows: list[dict], options: Options, **facts) -> None:
     "Print the rows as a table, and write them with what they were measured on."
     print(pd.DataFrame(rows).to_markdown(index=False, floatfmt=".4g"))
@@ -43,3 +59,4 @@ def keep(rows: list[dict], options: Options, **facts) -> None:
         record = {"profile": options.profile, "threads": options.threads, **facts, "rows": rows}
         record |= surroundings(None, "timm")
         write_atomic(options.out, json.dumps(record, indent=1) + "\n")
+        _part(options).unlink(missing_ok=True)

@@ -61,7 +61,7 @@ SCENES = {
 }  # fmt: skip
 SOME = "learned lookhere"
 PROFILES = {
-    "quick": {"seeds": 2, "depth": 3, "encodings": SOME, "task": DIGITS | {"epochs": 8}},
+    "quick": {"seeds": 2, "depth": 3, "encodings": SOME, "task": DIGITS | {"epochs": 6}},
     "cpu": {"seeds": 3, "depth": 3, "encodings": "all", "task": DIGITS | {"epochs": 12}},
     "gpu": {"seeds": 5, "depth": 6, "encodings": "all", "task": SCENES | {"epochs": 60, "dataset_options": {"length": 50_000}}},
 }

@@ -66,7 +66,7 @@ SCENES = {
     "resolutions": (8, 12, 16, 24, 32, 48, 64, 96, 128),
 }  # fmt: skip
 PROFILES = {
-    "quick": {"seeds": 2, "depth": 3, "tasks": [DIGITS | {"epochs": 6}]},
+    "quick": {"seeds": 2, "depth": 3, "tasks": [DIGITS | {"epochs": 4}]},
     "cpu": {"seeds": 3, "depth": 4, "tasks": [DIGITS | {"epochs": 40}]},
     "gpu": {"seeds": 5, "depth": 6, "tasks": [DIGITS | {"epochs": 100}, SCENES | {"epochs": 60, "dataset_options": {"length": 50_000}}]},
 }  # fmt: skip
@@ -127,7 +127,7 @@ for ax, (dataset, task) in zip(axes[0], names.items()):
     ax.set(xlabel="side of the test picture, px", ylabel="accuracy", title=dataset, ylim=(0, 1))
     ax.get_legend().remove()
 fig.legend(*axes[0][0].get_legend_handles_labels(), loc="outside right center")
-fig.savefig(results / "resolution.svg")
+fig.savefig(results / "resolution.svg", metadata={"Date": None})
 sign_figure(fig, origin)
 plt.show()
 
