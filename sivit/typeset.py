@@ -815,7 +815,7 @@ def typst_source(
     top = min((block["c"][0] for block in blocks if block["t"] == "Header"), default=1)
     document = {**page.document, "meta": {**page.document["meta"], **meta}, "blocks": blocks}
     options = [f"--template={layout / 'pandoc.typ'}", "--wrap=none", f"--shift-heading-level-by={1 - top}"]
-    return pandoc(json.dumps(document), "json", "typst-citations", *options, where=page.path.as_posix())
+    return pandoc(json.dumps(document), "json", "typst-citations-smart", *options, where=page.path.as_posix())
 
 # %% ../nbs/28_typeset.ipynb #ea9e2341
 def write_pdf(
