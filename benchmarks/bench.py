@@ -15,7 +15,7 @@ from sivit.study import surroundings
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    profile: Literal["quick", "cpu", "gpu"] = "quick"  # quick: seconds; cpu: minutes; gpu: for one data-centre GPU
+    profile: Literal["quick", "cpu", "gpu"] = "quick"  # quick: seconds; cpu: minutes, plain.py 90; gpu: for a large GPU
     out: Path | None = None  # JSON file for the result; without it the table is only printed
     threads: int = 1  # of the CPU; one is disturbed least by what else the machine does
 
