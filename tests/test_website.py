@@ -70,7 +70,7 @@ def test_every_source_is_a_page(visited):
 def test_pages_load_without_errors_and_without_a_network(visited):
     assert {name: facts["errors"] for name, facts in visited.items() if facts["errors"]} == {}
     assert {name: facts["broken"] for name, facts in visited.items() if facts["broken"]} == {}
-    assert {name: facts["silent"] for name, facts in visited.items() if facts["silent"]} == {}  # to those who cannot see
+    assert {name: facts["silent"] for name, facts in visited.items() if facts["silent"]} == {}  # pictures without words
     asked = {url for facts in visited.values() for url in facts["asked"]}
     assert {url for url in asked if not url.startswith(("file:", "data:", "blob:"))} == set()
 
