@@ -63,10 +63,15 @@ def measured(name: str) -> tuple[dict, pd.DataFrame]:
     return record, pd.DataFrame(record["rows"])
 
 
-def interval(rows: pd.DataFrame, digits: int = 2, of: str = "") -> list[str]:
-    "Ratios with their intervals, as text; `of` is what the names of their columns begin with."
-    ratios = rows[[f"{of}{name}" for name in ("speed", "low", "high")]]
-    return [f"{speed:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]" for speed, low, high in ratios.itertuples(index=False)]
+def interval(rows: pd.DataFrame) -> list[str]:
+    "Ratios with their intervals, as text."
+    return [f"{row.speed:.2f} [{row.low:.2f}, {row.high:.2f}]" for row in rows.itertuples()]
+
+
+def typeset(table: pd.DataFrame, words: int) -> Markdown:
+    "A table whose first columns are words and the others numbers, written as they are."
+    sides = ["left"] * words + ["right"] * (table.shape[1] - words)
+    return Markdown(table.to_markdown(index=False, disable_numparse=True, colalign=sides))
 
 
 def mebibytes(column: pd.Series) -> pd.Series:
@@ -111,15 +116,14 @@ plt.show()
 
 # %%
 #| label: tbl-speed
-#| tbl-cap: "Time and memory of a plain ViT here and in timm, for a batch of pictures. Speed is timm's time over ours, *itself* that of timm over a second copy of timm, memory our peak over timm's; *floor* is the share of our time that the matrix products would take at the machine's rate for large ones."
+#| tbl-cap: "Time and memory of a plain ViT here and in timm, for a batch of pictures of so many pixels a side. Speed is timm's time over ours; *itself* is that of timm over a second copy of timm, with a star where the interval, not shown, excludes 1; memory is our peak over timm's; *floor* is the share of our time that the matrix products would take at the machine's rate for large ones."
 order = ["model", "batch", "px", "precision", "work"]
 shown = plain.sort_values(order, key=lambda column: column.map({"tiny": 0, "small": 1, "base": 2}) if column.name == "model" else column)
 table = pd.DataFrame({
-    "model": shown.model, "batch": shown.batch, "px": shown.px, "precision": shown.precision, "work": shown.work,
-    "timm, ms": shown.timm_milliseconds.map("{:,.1f}".format), "sivit, ms": shown.milliseconds.map("{:,.1f}".format),
-    "speed": interval(shown), "itself": interval(shown, of="again_"), "memory": (shown.peak_bytes / shown.timm_peak_bytes).map("{:.2f}".format), "floor": shown.mfu.map("{:.0%}".format),
+    "setting": [f"{row.model}, {row.batch} × {row.px}" for row in shown.itertuples()], "precision": shown.precision, "work": shown.work,
+    "ms": shown.milliseconds.map("{:,.1f}".format), "speed": interval(shown), "itself": [f"{row.again_speed:.2f}{'*' * (row.again_low > 1 or row.again_high < 1)}" for row in shown.itertuples()], "memory": (shown.peak_bytes / shown.timm_peak_bytes).map("{:.2f}".format), "floor": shown.mfu.map("{:.0%}".format),
 })  # fmt: skip
-Markdown(table.to_markdown(index=False))
+typeset(table, words=3)
 
 # %%
 for work, precision in plain[["work", "precision"]].drop_duplicates().itertuples(index=False):
@@ -143,11 +147,11 @@ record, merging = measured("merging")
 #| label: tbl-merging
 #| tbl-cap: "The Adaptive Token Merger with absorbed projections beside the printed equation: speed is the printed one's time over ours, memory our peak over its. Both give the same map."
 table = pd.DataFrame({
-    "width": merging.dim, "tokens": merging.tokens, "batch": merging.batch, "work": merging.work, "ours, ms": merging.milliseconds.map("{:,.1f}".format),
+    "work": merging.work, "width": merging.dim, "tokens": merging.tokens, "batch": merging.batch, "ours, ms": merging.milliseconds.map("{:,.1f}".format),
     "speed": interval(merging), "memory": (merging.absorbed_peak_bytes / merging.projected_peak_bytes).map("{:.2f}".format),
     "largest difference": merging.largest_difference.map("{:.0e}".format),
 })  # fmt: skip
-Markdown(table.to_markdown(index=False))
+typeset(table, words=1)
 
 # %%
 for work, rows in merging.groupby("work"):
@@ -202,7 +206,7 @@ table = pd.DataFrame({
     "model": large.model, "side, px": large["size"], "10⁹ MACs": (large.macs / 1e9).map("{:,.1f}".format), "ms": large.milliseconds.map("{:,.0f}".format),
     "floor / time": interval(large), "tensors, MiB": mebibytes(large.peak_bytes), "process, MiB": resident,
 })  # fmt: skip
-Markdown(table.to_markdown(index=False))
+typeset(table, words=1)
 
 # %%
 at = large.set_index(["model", "size"])
@@ -235,7 +239,7 @@ ways = bias[bias.way != "none"]
 table = pd.DataFrame({
     "work": ways.work, "encoding": ways.encoding, "way": ways.way, "ms": ways.milliseconds.map("{:,.0f}".format), "speed": interval(ways), "peak, MiB": mebibytes(ways.peak_bytes),
 })  # fmt: skip
-Markdown(table.to_markdown(index=False))
+typeset(table, words=3)
 
 # %%
 forward = bias[bias.work == "forward"].set_index(["way", "encoding"])
@@ -266,7 +270,7 @@ table = pd.DataFrame({
 })  # fmt: skip
 drawing = pd.DataFrame({"what": "scenes", "setting": [f"{row.batch} of {row.px} px" for row in scenes.itertuples()],
                         "ms": scenes.milliseconds.map("{:,.1f}".format), "speed": interval(scenes), "tokens": ""})  # fmt: skip
-Markdown(pd.concat([table, drawing]).to_markdown(index=False))
+typeset(pd.concat([table, drawing]), words=2)
 
 # %%
 of = training.set_index(["what", "name"])
@@ -337,7 +341,7 @@ table = pd.DataFrame({
     "process": "`" + startup.name + "`", "seconds": (startup.milliseconds / 1000).map("{:.2f}".format),
     "processor seconds, ratio": startup.processor_ratio.map("{:.2f}".format),
 })  # fmt: skip
-Markdown(table.to_markdown(index=False))
+typeset(table, words=1)
 
 # %%
 ratios = startup.set_index("name")
